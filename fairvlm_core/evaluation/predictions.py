@@ -1,0 +1,172 @@
+"""The predictions contract: one row per image and label; thresholds, metrics, report and gate read this and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from fairvlm_core.errors import PredictionsError
+from fairvlm_core.files import written
+
+PREDICTIONS_FILE = "predictions.parquet"
+ATTRIBUTES = ("sex", "age_group", "race", "ethnicity", "language")
+KINDS = ("binary", "multiclass", "multilabel")
+
+SCHEMA = pa.schema(
+    [
+        pa.field("sample_id", pa.string(), nullable=False),
+        pa.field("patient_id", pa.string()),  # what the bootstrap resamples
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("label", pa.string(), nullable=False),
+        pa.field("y_true", pa.int8()),  # 0, 1 or null (unknown)
+        pa.field("y_score", pa.float32(), nullable=False),  # probability of the label
+        *(pa.field(name, pa.string()) for name in ATTRIBUTES),
+        pa.field("model", pa.string(), nullable=False),
+        pa.field("seed", pa.int32()),
+    ]
+)
+# `evaluate` adds this column: the decision at the fixed thresholds (argmax for multiclass).
+Y_PRED = pa.field("y_pred", pa.int8())
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Predictions of one model on one split, in matrix form: n samples, L labels.
+
+    Attributes:
+        sample_ids, patient_ids: object [n].
+        labels: names, length L.
+        y_true: float64 [n, L], NaN where unknown.
+        y_score: float64 [n, L].
+        y_pred: float64 [n, L], NaN where not decided yet.
+        groups: attribute -> object [n], None where unknown; only attributes with at least one known value.
+        kind: binary | multiclass | multilabel.
+        model: its name.
+    """
+
+    sample_ids: np.ndarray
+    patient_ids: np.ndarray
+    labels: tuple[str, ...]
+    y_true: np.ndarray
+    y_score: np.ndarray
+    y_pred: np.ndarray
+    groups: dict[str, np.ndarray]
+    kind: str
+    model: str
+
+
+def write_predictions(table: pa.Table, path: Path, *, kind: str) -> Path:
+    """Write a predictions table (with or without `y_pred`) to `path`, the task's kind in its metadata."""
+    if kind not in KINDS:
+        raise PredictionsError(f'A task cannot be of the kind "{kind}".')
+    schema = SCHEMA.append(Y_PRED) if Y_PRED.name in table.column_names else SCHEMA
+    table = table.select(schema.names).cast(schema).replace_schema_metadata({"fairvlm.kind": kind})
+    with written(path) as partial:
+        pq.write_table(table, partial)
+    return path
+
+
+def read_predictions(path: Path) -> pa.Table:
+    """Read predictions from a folder that holds `predictions.parquet`, or from the file.
+
+    Optional columns that are absent become null; `sample_id`, `label`, `y_true` and `y_score` must be there.
+
+    Raises:
+        PredictionsError: naming the file, row and column that break the contract.
+    """
+    file = path / PREDICTIONS_FILE if path.is_dir() else path
+    if not file.is_file():
+        raise PredictionsError("The predictions are missing.", where=str(file), mend="Run `fairvlm predict` first.")
+    try:
+        table = pq.read_table(file)
+    except pa.ArrowInvalid as error:
+        raise PredictionsError(f"This is not a Parquet file ({error}).", where=str(file)) from None
+    for name in ("sample_id", "label", "y_true", "y_score"):
+        if name not in table.column_names:
+            raise PredictionsError(
+                "The predictions lack a column.",
+                where=f"{file}, column {name}",
+                mend=f"A predictions file has the columns {', '.join(SCHEMA.names)}.",
+            )
+    defaults = {"split": "test", "model": "model"}
+    for field in SCHEMA:
+        if field.name not in table.column_names:
+            table = table.append_column(field, pa.array([defaults.get(field.name)] * len(table), field.type))
+    score = table.column("y_score").to_numpy().astype(float)
+    bad = np.flatnonzero(~((score >= 0) & (score <= 1)))
+    if len(bad):
+        raise PredictionsError(
+            f"{len(bad)} scores are not probabilities.",
+            where=f"{file}, row {bad[0]}, column y_score",
+            mend="Give a number between 0 and 1 for every row.",
+        )
+    truth = table.column("y_true").to_numpy(zero_copy_only=False).astype(float)
+    bad = np.flatnonzero(~(np.isnan(truth) | (truth == 0) | (truth == 1)))
+    if len(bad):
+        raise PredictionsError("A true label is neither 0, 1 nor empty.", where=f"{file}, row {bad[0]}, column y_true")
+    return table
+
+
+def kind_of(table: pa.Table) -> str:
+    """The task's kind from the metadata; without it, one label is binary and several are multilabel."""
+    found = (table.schema.metadata or {}).get(b"fairvlm.kind")
+    if found:
+        return found.decode()
+    return "binary" if len(table.column("label").unique()) == 1 else "multilabel"
+
+
+def scores(table: pa.Table, split: str, *, model: str | None = None, labels: Sequence[str] | None = None) -> Scores:
+    """Pivot one model's rows of one split to matrices; labels keep their order of first appearance.
+
+    Raises:
+        PredictionsError: when the split is empty, the model is ambiguous, or a sample lacks or repeats a label.
+    """
+    frame = table.to_pandas()
+    frame = frame[frame["split"] == split]
+    if model is not None:
+        frame = frame[frame["model"] == model]
+    if frame.empty:
+        raise PredictionsError(f'There are no predictions for the split "{split}".', mend="Predict that split too.")
+    models = frame["model"].unique()
+    if len(models) > 1:
+        raise PredictionsError(f"There are predictions of {len(models)} models; name one: {', '.join(models)}.")
+    names = tuple(labels or dict.fromkeys(frame["label"]))
+    ids = frame["sample_id"].drop_duplicates().to_numpy(dtype=object)
+    if len(frame) != len(ids) * len(names) or frame.duplicated(["sample_id", "label"]).any():
+        raise PredictionsError(
+            "Each image needs exactly one row per label.", where=f"split {split}", mend="Remove repeated rows, add missing ones."
+        )
+    place = {name: j for j, name in enumerate(names)}
+    row = frame["sample_id"].map({name: i for i, name in enumerate(ids)}).to_numpy()
+    column = frame["label"].map(place).to_numpy()
+
+    def matrix(name: str) -> np.ndarray:
+        values = np.full((len(ids), len(names)), np.nan)
+        if name in frame:
+            values[row, column] = frame[name].to_numpy(dtype=float, na_value=np.nan)
+        return values
+
+    first = frame.drop_duplicates("sample_id")
+    groups = {}
+    for attribute in ATTRIBUTES:
+        values = first[attribute].astype(object)
+        values = values.where(values.notna(), None).to_numpy(dtype=object)
+        if any(value is not None for value in values):
+            groups[attribute] = values
+    patients = first["patient_id"].astype(object).where(first["patient_id"].notna(), first["sample_id"])
+    return Scores(
+        sample_ids=ids,
+        patient_ids=patients.to_numpy(dtype=object),
+        labels=names,
+        y_true=matrix("y_true"),
+        y_score=matrix("y_score"),
+        y_pred=matrix("y_pred"),
+        groups=groups,
+        kind=kind_of(table),
+        model=str(models[0]),
+    )

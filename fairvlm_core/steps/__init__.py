@@ -1,0 +1,70 @@
+"""The steps of the pipeline, in order. One module each: `Config`, `INPUTS`, `OUTPUTS` and `run(config, inputs, outputs)`.
+
+DVC calls a step through the CLI, Kubeflow through its component, tests directly; all of them through `execute`, which
+checks the inputs and puts the output folder in place only when the step ended well.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from fairvlm_core.errors import ConfigError, FairVLMError, nearest
+from fairvlm_core.files import folder_written, write_json
+
+STEPS = (
+    "ingest",
+    "validate",
+    "stratify",
+    "base_models",
+    "stage1",
+    "stage2",
+    "fair_moe",
+    "predict",
+    "tune_thresholds",
+    "evaluate",
+    "compare",
+    "register",
+)
+
+
+def step_module(name: str) -> ModuleType:
+    """The module of a step; importing it stays cheap, `run` imports what is heavy."""
+    if name not in STEPS:
+        raise ConfigError(f'There is no step "{name}".', mend=nearest(name, STEPS))
+    return importlib.import_module(f"{__name__}.{name}")
+
+
+def execute(name: str, config: Any, inputs: Mapping[str, Path | None], outputs: Mapping[str, Path]) -> dict[str, Any]:
+    """Run a step: inputs must exist, `metrics.json` is written, and a step that fails or is killed leaves no half output.
+
+    Args:
+        name: one of `STEPS`.
+        config: an instance of the step's `Config`.
+        inputs: name -> path, the names being those of the step's `INPUTS`.
+        outputs: `{"out": folder}`.
+
+    Returns:
+        What the step's `run` returns: flat name -> number (or short text), also in `metrics.json`.
+    """
+    module = step_module(name)
+    given = {key: Path(path) for key, path in inputs.items() if path is not None}
+    for key in given:
+        if key not in module.INPUTS:
+            raise ConfigError(f'The step {name} has no input "{key}".', mend=nearest(key, module.INPUTS))
+    for key, port in module.INPUTS.items():
+        if key not in given:
+            if not port.optional:
+                raise ConfigError(f"The step {name} needs its input {key}.", where=f"--{key}", mend=port.help)
+        elif not given[key].exists():
+            raise FairVLMError(
+                f"The input {key} of {name} does not exist.", where=str(given[key]), mend=f"It should be: {port.help}"
+            )
+    out = Path(outputs["out"])
+    with folder_written(out) as partial:
+        metrics = module.run(config, given, {"out": partial})
+        write_json(partial / "metrics.json", metrics)
+    return metrics
