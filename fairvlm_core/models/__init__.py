@@ -1,0 +1,123 @@
+"""Two families of models behind one protocol: load, embed, score, save. `predict` does not know which it holds."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fairvlm_core.cohort.table import Task
+from fairvlm_core.errors import CheckpointError, nearest
+from fairvlm_core.files import read_json, write_json
+
+FAMILIES = {"vlm": "fairvlm_core.models.vlm", "dual": "fairvlm_core.models.dual"}
+MODEL_FILE = "model.json"
+BASES_FILE = "bases.json"
+
+
+class Model(Protocol):
+    """What every family offers.
+
+    Attributes:
+        task: what it was trained for.
+        image_size: side of the square images it takes, in pixels.
+    """
+
+    task: Task
+    image_size: int
+
+    def embed(self, images: np.ndarray) -> Tensor:
+        """Image embeddings [n, d] (not normalised) of uint8 images [n, S, S, 3]."""
+        ...
+
+    def score(self, images: np.ndarray) -> np.ndarray:
+        """Probabilities float32 [n, L] of the task's labels, from the images alone."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write what was trained, never the base weights."""
+        ...
+
+
+def base_path(base: Path, family: str) -> str:
+    """Where a family's pretrained checkpoint is: a folder, or the hub name in `bases.json`.
+
+    Raises:
+        CheckpointError: when the reference is missing or points to a folder that does not exist.
+    """
+    bases = read_json(base / BASES_FILE, made_by="base_models")
+    if family not in bases:
+        raise CheckpointError(
+            f"There is no base model for the family {family}.", where=str(base / BASES_FILE), mend=nearest(family, bases)
+        )
+    reference = bases[family]
+    inside = base / reference
+    if inside.is_dir():
+        return str(inside)
+    if reference.startswith((".", "/")):
+        raise CheckpointError(
+            "The pretrained checkpoint is missing.", where=reference, mend="Download it, or mend base_models in params.yaml."
+        )
+    return reference
+
+
+def load(folder: Path, base: Path) -> Model:
+    """Load a trained model from the folder a training step wrote and the folder that `base_models` wrote.
+
+    Raises:
+        CheckpointError: when the model or its base is missing.
+    """
+    described = describe(folder)
+    module = importlib.import_module(FAMILIES[described["family"]])
+    return module.load(folder, base_path(base, described["family"]), described)
+
+
+def describe(folder: Path) -> dict[str, Any]:
+    """What `model.json` says: name, family, task, image_size, seed and the family's own settings."""
+    if not (folder / MODEL_FILE).is_file():
+        raise CheckpointError(
+            "There is no trained model here.", where=str(folder / MODEL_FILE), mend="Run its training step first, or pass its folder."
+        )
+    described = read_json(folder / MODEL_FILE, made_by="stage1")
+    return {**described, "task": Task(**described["task"])}
+
+
+def write_description(folder: Path, *, name: str, family: str, task: Task, image_size: int, seed: int, **settings: Any) -> None:
+    """Write `model.json`, from which `load` rebuilds the model."""
+    described = {"name": name, "family": family, "task": asdict(task), "image_size": image_size, "seed": seed, **settings}
+    write_json(folder / MODEL_FILE, described)
+
+
+def device() -> torch.device:
+    """The accelerator where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def pixel_statistics(checkpoint: str) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation per channel, float32 [3, 1, 1], that a checkpoint's images are normalised with."""
+    from transformers.image_processing_base import ImageProcessingMixin
+
+    try:
+        settings, _ = ImageProcessingMixin.get_image_processor_dict(checkpoint)
+    except OSError:
+        raise CheckpointError(
+            "The checkpoint has no image processor, so its pixel statistics are unknown.",
+            where=f"{checkpoint}/preprocessor_config.json",
+            mend="Take the preprocessor_config.json that was published with the weights.",
+        ) from None
+    return (
+        torch.tensor(settings["image_mean"]).reshape(3, 1, 1),
+        torch.tensor(settings["image_std"]).reshape(3, 1, 1),
+    )
+
+
+def pixels(images: np.ndarray | Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """uint8 images [n, S, S, 3], or floats [n, 3, S, S] in 0..1, to the normalised float32 [n, 3, S, S] a tower takes."""
+    if isinstance(images, np.ndarray):
+        images = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
+    return (images.to(mean.device) - mean) / std

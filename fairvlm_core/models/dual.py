@@ -1,0 +1,258 @@
+"""The CLIP family (Fair-MoE): two encoders in one space, with mixtures of experts in the last block of each and after it.
+
+Works on transformers' CLIPModel and VisionTextDualEncoderModel (DINOv2, ViT or CLIP vision; BERT or CLIP text).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fairvlm_core.cohort.prompts import zero_shot_prompts
+from fairvlm_core.cohort.table import Task
+from fairvlm_core.errors import CheckpointError
+from fairvlm_core.models import device, pixel_statistics, pixels, write_description
+from fairvlm_core.models.moe import EmbeddingMoE, FeatureMoE
+
+SCORE_BATCH = 128
+WEIGHTS_FILE = "trained.safetensors"
+
+
+@dataclass(frozen=True)
+class Experts:
+    """Shape of the mixtures of experts (Fair-MoE, FO-MoE).
+
+    Attributes:
+        count: M; 0 leaves the encoders as they are (CLIP fine-tuning, FairCLIP).
+        top_k: experts per token.
+        capacity: C of the embedding mixtures.
+        gate: mlp or linear.
+    """
+
+    count: int = 4
+    top_k: int = 2
+    capacity: float = 1.0
+    gate: str = "mlp"
+
+
+class MoESlot(nn.Module):
+    """An EmbeddingMoE where a block expects its MLP: it is told the padding mask beforehand and remembers its gates."""
+
+    def __init__(self, moe: EmbeddingMoE) -> None:
+        super().__init__()
+        self.moe = moe
+        self.mask: Tensor | None = None
+        self.gates: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        out, self.gates = self.moe(x, self.mask)
+        return out
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Unit-length features [n, d] and the sparse gate weights by name (`embedding` [n, T, M], `feature` [n, M])."""
+
+    features: Tensor
+    gates: dict[str, Tensor]
+
+
+class DualEncoder:
+    """A dual encoder with its tokenizer and task.
+
+    The image side runs in parts (`trunk`, `head`), so that frozen lower blocks are computed once.
+    """
+
+    def __init__(self, model: nn.Module, checkpoint: str, task: Task, image_size: int, experts: Experts, seed: int) -> None:
+        from transformers import AutoTokenizer
+
+        self.task, self.image_size, self.experts = task, image_size, experts
+        self.tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+        mean, std = pixel_statistics(checkpoint)
+        self.mean, self.std = mean.to(device()), std.to(device())
+        self.slots: dict[str, MoESlot] = {}
+        self.feature_moes = nn.ModuleDict()
+        if experts.count:
+            with torch.random.fork_rng():
+                torch.manual_seed(seed)
+                self._add_experts(model)
+        self.model = model.to(device())
+        self.feature_moes.to(device())
+
+    def _add_experts(self, model: nn.Module) -> None:
+        shape = {"num_experts": self.experts.count, "top_k": self.experts.top_k}
+        for side, tower in (("image", model.vision_model), ("text", model.text_model)):
+            block = blocks(tower)[-1]
+            width = tower.config.hidden_size
+            more = {"capacity": self.experts.capacity, "gate": self.experts.gate}
+            if hasattr(block, "mlp"):
+                slot = MoESlot(EmbeddingMoE.from_mlp(block.mlp, width, **shape, **more))
+                block.mlp = slot
+            else:  # BERT splits its MLP over two modules; the second keeps dropout, residual and norm.
+                mlp = nn.Sequential(block.intermediate, block.output.dense)
+                slot = MoESlot(EmbeddingMoE.from_mlp(mlp, width, **shape, **more))
+                block.intermediate, block.output.dense = slot, nn.Identity()
+            self.slots[side] = slot
+            self.feature_moes[side] = FeatureMoE(width, **shape)
+
+    def train(self, mode: bool = True) -> None:
+        self.model.train(mode)
+        self.feature_moes.train(mode)
+
+    def named_parameters(self) -> dict[str, nn.Parameter]:
+        """All parameters by name, those of the model and those of the feature mixtures."""
+        return dict(self.model.named_parameters()) | {
+            f"feature_moes.{name}": parameter for name, parameter in self.feature_moes.named_parameters()
+        }
+
+    def freeze(self, train_blocks: int) -> None:
+        """Leave only the last `train_blocks` blocks of each encoder, and all that follows them, trainable; 0 trains everything."""
+        if not train_blocks:
+            return
+        for tower in (self.model.vision_model, self.model.text_model):
+            layers = blocks(tower)
+            tower.embeddings.requires_grad_(False)
+            layers[:-train_blocks].requires_grad_(False)
+            if hasattr(tower, "pre_layrnorm"):
+                tower.pre_layrnorm.requires_grad_(False)
+
+    def trunk(self, images: np.ndarray | Tensor, train_blocks: int) -> Tensor:
+        """Tokens [n, T, D] that enter the last `train_blocks` blocks of the image encoder."""
+        tower = self.model.vision_model
+        prepared = pixels(images, self.mean, self.std)
+        if tower.config.model_type == "dinov2":
+            tokens = tower.embeddings(prepared)
+        else:
+            other = tower.config.image_size != self.image_size
+            tokens = tower.embeddings(prepared, interpolate_pos_encoding=other)
+            if hasattr(tower, "pre_layrnorm"):
+                tokens = tower.pre_layrnorm(tokens)
+        for layer in blocks(tower)[: -train_blocks or None]:
+            tokens = layer(tokens, attention_mask=None)
+        return tokens
+
+    def head(self, tokens: Tensor, train_blocks: int) -> Encoded:
+        """The last blocks, the pooling of CLS, the feature mixture and the projection."""
+        tower = self.model.vision_model
+        for layer in blocks(tower)[-train_blocks:]:
+            tokens = layer(tokens, attention_mask=None)
+        pooled = (tower.post_layernorm if hasattr(tower, "post_layernorm") else tower.layernorm)(tokens[:, 0])
+        return self._project("image", pooled, self.model.visual_projection)
+
+    def encode_text(self, texts: Sequence[str]) -> Encoded:
+        """Features of texts; padding is masked out of the experts' capacity."""
+        tokens = self.tokenizer(
+            list(texts), padding=True, truncation=True, return_tensors="pt", return_token_type_ids=False
+        ).to(device())
+        if "text" in self.slots:
+            self.slots["text"].mask = tokens["attention_mask"].bool()
+        pooled = self.model.text_model(**tokens).pooler_output
+        return self._project("text", pooled, self.model.text_projection)
+
+    def _project(self, side: str, pooled: Tensor, projection: nn.Module) -> Encoded:
+        gates = {}
+        if side in self.slots:
+            gathered = self.slots[side].gates
+            assert gathered is not None  # the block has just run
+            pooled, feature_gates = self.feature_moes[side](pooled)
+            gates = {"embedding": gathered, "feature": feature_gates}
+        return Encoded(F.normalize(projection(pooled).float(), dim=-1), gates)
+
+    def embed(self, images: np.ndarray) -> Tensor:
+        """Unit-length image features [n, d]."""
+        self.train(False)
+        with torch.inference_mode():
+            batches = [images[start : start + SCORE_BATCH] for start in range(0, len(images), SCORE_BATCH)]
+            return torch.cat([self.head(self.trunk(batch, 1), 1).features for batch in batches])
+
+    def score(self, images: np.ndarray) -> np.ndarray:
+        """Zero-shot probabilities float32 [n, L], at the learnt logit scale (Fair-MoE, evaluation)."""
+        return self.score_features(self.embed(images)).cpu().numpy()
+
+    def score_features(self, features: Tensor) -> Tensor:
+        """Probabilities [n, L] of unit-length image features: softmax over the captions, or absence against presence."""
+        prompts = zero_shot_prompts(self.task)
+        with torch.inference_mode():
+            scale = self.model.logit_scale.exp()
+            captions = self.encode_text([prompt for group in prompts for prompt in group]).features
+            chance = (scale * features @ captions.T).view(len(features), len(prompts), -1).softmax(-1)
+        return chance[:, 0] if self.task.kind == "multiclass" else chance[:, :, 1]
+
+    def save(self, folder: Path) -> None:
+        """Write the parameters that were trained, and no others."""
+        from safetensors.torch import save_file
+
+        trained = {
+            name: parameter.detach().cpu().contiguous()
+            for name, parameter in self.named_parameters().items()
+            if parameter.requires_grad
+        }
+        save_file(trained, folder / WEIGHTS_FILE)
+
+
+def blocks(tower: nn.Module) -> nn.ModuleList:
+    """The transformer blocks of an encoder, whatever its family calls them."""
+    return tower.encoder.layers if hasattr(tower.encoder, "layers") else tower.encoder.layer
+
+
+def load_base(checkpoint: str, task: Task, image_size: int, *, experts: Experts, seed: int) -> DualEncoder:
+    """Load a CLIP or dual-encoder checkpoint from a folder or the hub, in float32, and add fresh experts.
+
+    Raises:
+        CheckpointError: when it cannot be found or is of another model type.
+    """
+    from transformers import AutoConfig, CLIPModel, VisionTextDualEncoderModel
+
+    families = {"clip": CLIPModel, "vision-text-dual-encoder": VisionTextDualEncoderModel}
+    try:
+        config = AutoConfig.from_pretrained(checkpoint)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            "The checkpoint cannot be read.", where=checkpoint, mend=f"Give a folder or hub name ({str(error).splitlines()[0]})."
+        ) from None
+    if config.model_type not in families:
+        raise CheckpointError(
+            f'The checkpoint is of the model type "{config.model_type}".',
+            where=checkpoint,
+            mend=f"Use one of the types {', '.join(families)}.",
+        )
+    model = families[config.model_type].from_pretrained(checkpoint, dtype=torch.float32)
+    return DualEncoder(model, checkpoint, task, image_size, experts, seed)
+
+
+def load(folder: Path, checkpoint: str, described: dict[str, Any]) -> DualEncoder:
+    """Load a trained model: the base with its experts, then the parameters that were trained."""
+    from safetensors.torch import load_file
+
+    experts = Experts(**described["experts"])
+    dual = load_base(checkpoint, described["task"], described["image_size"], experts=experts, seed=described["seed"])
+    weights = folder / WEIGHTS_FILE
+    if not weights.is_file():
+        raise CheckpointError("The trained weights are missing.", where=str(weights), mend="Run fair_moe again.")
+    named = dual.named_parameters()
+    with torch.no_grad():
+        for name, value in load_file(weights).items():
+            if name not in named or named[name].shape != value.shape:
+                raise CheckpointError(
+                    "The trained weights do not fit the base model.",
+                    where=f"{weights}, tensor {name}",
+                    mend="Pass the base_models folder it was trained from.",
+                )
+            named[name].copy_(value)
+    dual.train(False)
+    return dual
+
+
+def save(dual: DualEncoder, folder: Path, *, name: str, seed: int) -> None:
+    """Write a trained model: what was trained, and `model.json`."""
+    dual.save(folder)
+    write_description(
+        folder, name=name, family="dual", task=dual.task, image_size=dual.image_size, seed=seed, experts=vars(dual.experts)
+    )

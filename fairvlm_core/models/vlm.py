@@ -1,0 +1,245 @@
+"""The LLaVA family (FairMed-VLM): a vision tower, a projector and a language model that answers questions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fairvlm_core.cohort.prompts import NO, YES, chat, questions
+from fairvlm_core.cohort.table import Task
+from fairvlm_core.errors import CheckpointError
+from fairvlm_core.losses.answers import option_scores
+from fairvlm_core.models import device, pixel_statistics, pixels, write_description
+from fairvlm_core.models.packing import Packed, Turn, pack
+
+SCORE_BATCH = 64
+# Which linear layers carry LoRA, by the names that CLIP, DINOv2, LLaMA and Mistral give them.
+LORA_LAYERS = r"(?:q_proj|k_proj|v_proj|o_proj|out_proj|fc1|fc2|gate_proj|up_proj|down_proj)"
+
+
+class VLM:
+    """A Llava checkpoint with its tokenizer and task.
+
+    The model runs in parts (`features`, `project`, `answer_logits`), so that what is frozen is computed once and the
+    projector's output, on which the fairness losses act, is at hand.
+    """
+
+    def __init__(self, llava: nn.Module, checkpoint: str, task: Task, image_size: int, adapters: Sequence[str] = ()) -> None:
+        from transformers import AutoTokenizer
+
+        self.llava, self.task, self.image_size = llava.to(device()), task, image_size
+        self.adapters = tuple(adapters)
+        self.tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+        mean, std = pixel_statistics(checkpoint)
+        self.mean, self.std = mean.to(device()), std.to(device())
+        config = llava.config
+        self.image_token = config.image_token_index
+        self.image_tokens = (image_size // config.vision_config.patch_size) ** 2
+        if config.vision_feature_select_strategy == "full":
+            self.image_tokens += 1
+        self.sequence = lru_cache(maxsize=4096)(self._sequence)
+
+    @property
+    def parts(self) -> nn.Module:
+        """The LlavaModel itself, whether or not adapters are wrapped around it."""
+        inner = self.llava.get_base_model() if hasattr(self.llava, "get_base_model") else self.llava
+        return inner.model
+
+    def features(self, images: np.ndarray | Tensor) -> Tensor:
+        """Patch features [n, P, d_vision] of the layer that the projector reads."""
+        config = self.llava.config
+        tower = self.parts.vision_tower
+        extra = {}
+        if config.vision_config.model_type == "clip_vision_model" and config.vision_config.image_size != self.image_size:
+            extra["interpolate_pos_encoding"] = True
+        hidden = tower(pixels(images, self.mean, self.std), output_hidden_states=True, **extra).hidden_states
+        chosen = hidden[config.vision_feature_layer]
+        return chosen[:, 1:] if config.vision_feature_select_strategy == "default" else chosen
+
+    def project(self, features: Tensor) -> Tensor:
+        """Image tokens [n, P, d] in the space of the language model's input embeddings."""
+        return self.parts.multi_modal_projector(features)
+
+    def embed(self, images: np.ndarray) -> Tensor:
+        """z: the mean-pooled projector output [n, d] (FairMed-VLM, Stage 2)."""
+        self.llava.eval()
+        with torch.inference_mode():
+            batches = [images[start : start + SCORE_BATCH] for start in range(0, len(images), SCORE_BATCH)]
+            return torch.cat([self.project(self.features(batch)).mean(1) for batch in batches])
+
+    def concept_embeddings(self, phrases: Sequence[str]) -> Tensor:
+        """e_c [C, d]: the mean of the input embeddings over each phrase's tokens (FairMed-VLM, Stage 1)."""
+        table = self.parts.language_model.get_input_embeddings()
+        rows = []
+        for phrase in phrases:
+            ids = self.tokenizer(" " + phrase, add_special_tokens=False)["input_ids"]
+            rows.append(table(torch.tensor(ids, device=table.weight.device)).mean(0))
+        return torch.stack(rows)
+
+    def _sequence(self, prompt: str, answer: str, limit: int = 0) -> Turn:
+        """Ids of prompt and answer; the answer (`limit` tokens at most, 0: all) ends with the end-of-sequence token."""
+        begin = [self.tokenizer.bos_token_id]
+        asked = self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        told = self.tokenizer(f"{prompt} {answer}", add_special_tokens=False)["input_ids"]
+        told = told[: len(asked) + limit] if limit else told
+        ids: list[int] = []
+        for token in begin + told + [self.tokenizer.eos_token_id]:
+            ids += [token] * (self.image_tokens if token == self.image_token else 1)
+        expanded = self.image_tokens - 1 if self.image_token in asked else 0
+        return Turn(tuple(ids), len(begin) + len(asked) + expanded)
+
+    def turns(self, demographics: str = "") -> list[Turn]:
+        """One sequence per option (multiclass), or per label and with the answer yes (binary, multilabel)."""
+        if self.task.kind == "multiclass":
+            return [self.sequence(chat(self.task.question, demographics), option) for option in self.task.concepts]
+        return [self.sequence(chat(question, demographics), YES) for question in questions(self.task)]
+
+    def answer_logits(self, image_tokens: Tensor, packed: Packed) -> Tensor:
+        """Logits [A, V] for the answer tokens of a packed batch; the head runs at these positions only."""
+        language = self.parts.language_model
+        embedded = language.get_input_embeddings()(packed.ids)
+        spot = (packed.ids == self.image_token)[..., None]
+        embedded = embedded.masked_scatter(spot, image_tokens.to(embedded.dtype))
+        hidden = language(
+            inputs_embeds=embedded,
+            attention_mask=packed.mask.to(embedded.dtype),
+            position_ids=packed.positions,
+            use_cache=False,
+        ).last_hidden_state
+        return self.llava.get_output_embeddings()(hidden[packed.row, packed.source]).float()
+
+    @property
+    def yes_no(self) -> tuple[int, int]:
+        """First tokens of the answers yes and no."""
+        first = [self.sequence(chat(questions(self.task)[0]), answer) for answer in (YES, NO)]
+        yes, no = (turn.ids[turn.answer] for turn in first)
+        if yes == no:
+            raise CheckpointError("The tokenizer begins yes and no with the same token, so answers cannot be scored.")
+        return yes, no
+
+    def score_features(self, features: Tensor) -> Tensor:
+        """Probabilities [n, L] from tower features: what AUC, thresholds and calibration use."""
+        turns = self.turns()
+        packed = pack([turns] * len(features)).to(features.device)
+        logits = self.answer_logits(self.project(features), packed)
+        width = len(turns)
+        if self.task.kind == "multiclass":
+            chosen = logits.log_softmax(-1).gather(1, packed.target[:, None])[:, 0]
+            likelihood = torch.zeros(len(packed.lengths), device=logits.device).index_add(0, packed.sequence, chosen)
+            return option_scores(likelihood.view(-1, width), packed.lengths.view(-1, width))
+        first = torch.cumsum(packed.lengths, 0) - packed.lengths
+        yes, no = self.yes_no
+        return torch.sigmoid(logits[first, yes] - logits[first, no]).view(-1, width)
+
+    def score(self, images: np.ndarray) -> np.ndarray:
+        """Probabilities float32 [n, L]: P(yes) against P(no) per label, or the softmax over the options' likelihoods."""
+        self.llava.eval()
+        with torch.inference_mode():
+            batches = [images[start : start + SCORE_BATCH] for start in range(0, len(images), SCORE_BATCH)]
+            return torch.cat([self.score_features(self.features(batch)) for batch in batches]).float().cpu().numpy()
+
+    def add_adapter(self, *, rank: int, alpha: int, tower: bool) -> None:
+        """Put LoRA on the language model (and the vision tower), and make the projector trainable.
+
+        The vision layers behind the one that the projector reads get none: no gradient would reach them.
+        """
+        from peft import LoraConfig, get_peft_model
+
+        targets = [rf"model\.language_model\.layers\.\d+\..*\.{LORA_LAYERS}"]
+        if tower:
+            count = self.llava.config.vision_config.num_hidden_layers
+            layer = self.llava.config.vision_feature_layer
+            used = range(count + 1 + layer if layer < 0 else layer)
+            numbers = "|".join(str(number) for number in used)
+            targets.append(rf"model\.vision_tower\..*layers?\.(?:{numbers})\..*\.{LORA_LAYERS}")
+        config = LoraConfig(
+            r=rank,
+            lora_alpha=alpha,
+            target_modules="|".join(f"(?:{target})" for target in targets),
+            modules_to_save=["multi_modal_projector"],
+        )
+        self.llava = get_peft_model(self.llava, config)
+
+    def merge_adapter(self) -> None:
+        """Fold the adapter into the weights in memory, so that the next stage starts from them."""
+        self.llava = self.llava.merge_and_unload()
+
+    def save(self, folder: Path) -> None:
+        """Write the adapter that was trained last to `folder`, without any path of this machine."""
+        self.llava.peft_config["default"].base_model_name_or_path = None
+        self.llava.save_pretrained(str(folder), save_embedding_layers=False)
+        (folder / "README.md").unlink(missing_ok=True)
+
+
+def load_base(checkpoint: str, task: Task, image_size: int) -> VLM:
+    """Load a Llava checkpoint from a folder or the hub, in float32 on a CPU.
+
+    Raises:
+        CheckpointError: when it cannot be found or is of another model type.
+    """
+    from transformers import AutoConfig, LlavaForConditionalGeneration
+
+    try:
+        config = AutoConfig.from_pretrained(checkpoint)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            "The checkpoint cannot be read.", where=checkpoint, mend=f"Give a folder or hub name of a Llava model ({_first(error)})."
+        ) from None
+    if config.model_type != "llava":
+        raise CheckpointError(
+            f'The checkpoint is of the model type "{config.model_type}".',
+            where=checkpoint,
+            mend='Use a conversion to the transformers layout, whose model type is "llava".',
+        )
+    dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    llava = LlavaForConditionalGeneration.from_pretrained(checkpoint, config=config, dtype=dtype)
+    return VLM(llava, checkpoint, task, image_size)
+
+
+def load(folder: Path, checkpoint: str, described: dict[str, Any]) -> VLM:
+    """Load a trained model: the base, then each adapter in the order in which the stages trained them."""
+    vlm = load_base(checkpoint, described["task"], described["image_size"])
+    for name in described["adapters"]:
+        apply_adapter(vlm, folder / name)
+    vlm.adapters = tuple(described["adapters"])
+    vlm.llava.eval()
+    return vlm
+
+
+def apply_adapter(vlm: VLM, folder: Path) -> None:
+    """Load an adapter from `folder` and fold it into the weights in memory."""
+    from peft import PeftModel
+
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise CheckpointError("The adapter is missing.", where=str(folder), mend="Run the training step that makes it again.")
+    vlm.llava = PeftModel.from_pretrained(vlm.llava, str(folder))
+    vlm.merge_adapter()
+
+
+def save(vlm: VLM, folder: Path, *, name: str, seed: int, earlier: Path | None = None) -> None:
+    """Write a trained model: its adapter, the adapters of `earlier` stages (small files), and `model.json`."""
+    import shutil
+
+    vlm.save(folder / f"adapter-{name}")
+    for adapter in vlm.adapters:
+        shutil.copytree(Path(earlier or "") / adapter, folder / adapter)
+    write_description(
+        folder,
+        name=name,
+        family="vlm",
+        task=vlm.task,
+        image_size=vlm.image_size,
+        seed=seed,
+        adapters=[*vlm.adapters, f"adapter-{name}"],
+    )
+
+
+def _first(error: Exception) -> str:
+    return re.split(r"[\n.]", str(error), maxsplit=1)[0]
