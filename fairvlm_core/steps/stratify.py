@@ -1,0 +1,216 @@
+"""Split the patients, then balance the training rows over demographic cells (by default sex x age group).
+
+Official splits win; validation and test are never rebalanced.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fairvlm_core.errors import CohortError, ConfigError
+from fairvlm_core.steps.config import Port, check, option
+
+INPUTS = {
+    "cohort": Port("Folder that ingest wrote."),
+    "validation": Port("Folder that validate wrote: then only the cohort that passed is accepted.", optional=True),
+}
+OUTPUTS = {"out": Port("Folder to write: cohort.parquet, strata.json, strata.png.")}
+
+
+@dataclass(frozen=True)
+class Config:
+    """How patients are split and cells are balanced (FairMed-VLM, dataset construction)."""
+
+    attributes: tuple[str, ...] = option(
+        ("sex", "age_group"), "Groups whose combinations are balanced; none: no balancing."
+    )
+    validation: float = option(0.15, "Share of the patients for validation, without an official one.", low=0, high=0.9)
+    test: float = option(0.2, "Share of the patients for test, without an official one.", low=0, high=0.9)
+    oversample_cap: float = option(1.3, "A small cell is repeated to at most this many times its rows.", low=1, high=10)
+    majority_cap: float | None = option(
+        1.0, "A large cell keeps this many times the median cell; none: all its rows.", low=1
+    )
+    allow_empty_cells: bool = option(False, "Accept a training split in which a cell has no rows.")
+    min_cell: int = option(10, "Cells with fewer images are suppressed in what is published.", low=1)
+    seed: int = option(0, "Which patients and rows are chosen.", low=0)
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.validation + self.test >= 1:
+            raise ConfigError(
+                "No patient would be left for training.",
+                where="stratify.validation, stratify.test",
+                mend="Give shares that add up to less than 1.",
+            )
+
+
+def run(config: Config, inputs: dict[str, Path], outputs: dict[str, Path]) -> dict[str, Any]:
+    """Write the balanced cohort, its counts per cell before and after, and their picture."""
+    from fairvlm_core.cohort.strata import balance, cells, count_cells, split_patients
+    from fairvlm_core.cohort.table import COHORT_FILE, read_cohort, write_cohort
+    from fairvlm_core.files import write_json
+
+    file = inputs["cohort"] / COHORT_FILE if inputs["cohort"].is_dir() else inputs["cohort"]
+    table = read_cohort(file)
+    if "validation" in inputs:
+        _refuse_unvalidated(file, inputs["validation"])
+    split = split_patients(table, config, where=str(file))
+    balanced = balance(split, config, where=str(file))
+    write_cohort(balanced, outputs["out"])
+
+    before, after = count_cells(split, config.attributes), count_cells(balanced, config.attributes)
+    names = cells(split.slice(0, 0), config.attributes)[0]
+    strata = summary(config.attributes, names, before, after, min_cell=config.min_cell)
+    write_json(outputs["out"] / "strata.json", strata)
+    _draw(strata, outputs["out"] / "strata.png")
+    _print(strata)
+    unknown = {f"{name}_unknown_group": int(counts[-1]) for name, counts in before.items()}
+    dropped, repeated = _changes(split, balanced)
+    return {
+        "rows": len(balanced),
+        "train_before": int(before["train"].sum()),
+        **{name: int(counts.sum()) for name, counts in after.items()},
+        "rows_dropped": dropped,
+        "rows_repeated": repeated,
+        "cells": len(names),
+        **unknown,
+    }
+
+
+def summary(
+    attributes: tuple[str, ...],
+    names: list[tuple[str, ...]],
+    before: dict[str, Any],
+    after: dict[str, Any],
+    *,
+    min_cell: int,
+) -> dict[str, Any]:
+    """The counts per cell as `strata.json` publishes them.
+
+    Args:
+        attributes: the groups whose combinations are the cells.
+        names: the cells' group names.
+        before: split -> rows per cell, then rows of unknown group; before balancing.
+        after: the same after balancing.
+        min_cell: a count below it is null. So that it cannot be had by subtraction from the total, the next smallest
+            cells are null too, until what is hidden is at least two cells and `min_cell` rows.
+
+    Returns:
+        `cells`: one mapping per cell with its groups, train_before, train_after, validation, test (number or null);
+        `unknown` and `total`: the same four for rows of unknown group and for all rows.
+    """
+    counts = {
+        "train_before": before["train"],
+        "train_after": after["train"],
+        "validation": before["validation"],
+        "test": before["test"],
+    }
+    hidden = {key: _hidden(values[:-1], min_cell) for key, values in counts.items()}
+    # The one would give away the other: a cell of 8 may become 10.
+    hidden["train_before"] = hidden["train_after"] = hidden["train_before"] | hidden["train_after"]
+    return {
+        "attributes": list(attributes),
+        "min_cell": min_cell,
+        "cells": [
+            dict(zip(attributes, name, strict=True))
+            | {key: None if hidden[key][i] else int(values[i]) for key, values in counts.items()}
+            for i, name in enumerate(names)
+        ],
+        "unknown": {key: int(values[-1]) for key, values in counts.items()},
+        "total": {key: int(values.sum()) for key, values in counts.items()},
+    }
+
+
+def _hidden(counts: Any, min_cell: int) -> Any:
+    import numpy as np
+
+    hidden = counts < min_cell
+    if counts[hidden].sum():
+        for place in np.argsort(counts, kind="stable"):
+            if hidden.sum() >= 2 and counts[hidden].sum() >= min_cell:
+                break
+            hidden[place] = True
+    return hidden
+
+
+def _changes(split: Any, balanced: Any) -> tuple[int, int]:
+    """Rows that balancing left out, and rows it added."""
+    import pyarrow.compute as pc
+
+    repeated = pc.sum(pc.greater(balanced.column("copy"), 0)).as_py() or 0
+    return len(split) - (len(balanced) - repeated), repeated
+
+
+def _refuse_unvalidated(file: Path, validation: Path) -> None:
+    from fairvlm_core.files import read_json, sha256
+
+    path = validation / "validation.json"
+    found = read_json(path, made_by="validate")
+    if not found.get("success"):
+        raise CohortError(
+            "The cohort did not pass its validation.", where=str(path), mend="Mend it and validate it again."
+        )
+    if found.get("cohort_sha256") != sha256(file):
+        raise CohortError(
+            "What was validated is not this cohort.",
+            where=f"{path}, {file}",
+            mend="Run `fairvlm validate` on this cohort, or pass the folder that belongs to it.",
+        )
+
+
+def _draw(strata: dict[str, Any], path: Path) -> None:
+    """Bars of each cell's training rows before and after balancing."""
+    from matplotlib.figure import Figure
+
+    from fairvlm_core.files import written
+
+    rows = strata["cells"]
+    names = [" ".join(row[name] for name in strata["attributes"]) or "all" for row in rows]
+    figure = Figure(figsize=(7, 1.2 + 0.36 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    for key, offset, colour, label in (
+        ("train_before", -0.2, "#9aa5b1", "before"),
+        ("train_after", 0.2, "#1f6f8b", "after"),
+    ):
+        heights = [row[key] or 0 for row in rows]
+        axes.barh([i + offset for i in range(len(rows))], heights, height=0.38, color=colour, label=label)
+        for i, row in enumerate(rows):
+            shown = "suppressed" if row[key] is None else f"{row[key]:,}"
+            axes.annotate(
+                shown, (row[key] or 0, i + offset), (3, 0), textcoords="offset points", va="center", fontsize=7
+            )
+    axes.set_yticks(range(len(rows)), names)
+    axes.invert_yaxis()
+    axes.margins(x=0.12)
+    axes.set_xlabel("training images")
+    axes.set_title("Training split before and after balancing", loc="left", fontsize=10)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8, ncols=2, loc="lower right", bbox_to_anchor=(1, 1))
+    with written(path) as partial:
+        figure.savefig(partial, format="png", dpi=150, metadata={"Software": None})
+
+
+def _print(strata: dict[str, Any]) -> None:
+    """The same counts as a table on the terminal."""
+    from rich.console import Console
+    from rich.table import Table
+
+    columns = ("train_before", "train_after", "validation", "test")
+    table = Table(title="Images per cell", title_justify="left")
+    for name in strata["attributes"]:
+        table.add_column(name.replace("_", " "))
+    for name in columns:
+        table.add_column(name.replace("_", " "), justify="right")
+
+    def line(groups: list[str], row: dict[str, Any]) -> None:
+        table.add_row(*groups, *("suppressed" if row[key] is None else f"{row[key]:,}" for key in columns))
+
+    for row in strata["cells"]:
+        line([row[name] for name in strata["attributes"]], row)
+    blanks = [""] * (len(strata["attributes"]) - 1)
+    if strata["attributes"]:
+        line(["unknown", *blanks], strata["unknown"])
+        line(["total", *blanks], strata["total"])
+    Console().print(table)
