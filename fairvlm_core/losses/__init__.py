@@ -1,0 +1,34 @@
+"""The losses of FairMed-VLM and Fair-MoE: pure functions of tensors that return a scalar with gradient.
+
+All of them compute in float32 at least (half precision is raised, float64 stays), and where nothing in a batch is valid
+they return a zero that is still connected to the graph, so that a training step never needs a special case.
+"""
+
+from fairvlm_core.losses.answers import (
+    answer_bce,
+    instruction_loss,
+    option_cross_entropy,
+    option_scores,
+    yes_no_log_odds,
+    yes_no_scores,
+)
+from fairvlm_core.losses.concept import concept_alignment
+from fairvlm_core.losses.contrast import contrast_statistics, cross_group_contrast
+from fairvlm_core.losses.dispersion import gate_dispersion
+from fairvlm_core.losses.moments import moment_alignment
+from fairvlm_core.losses.transport import transport_distance
+
+__all__ = [
+    "answer_bce",
+    "concept_alignment",
+    "contrast_statistics",
+    "cross_group_contrast",
+    "gate_dispersion",
+    "instruction_loss",
+    "moment_alignment",
+    "option_cross_entropy",
+    "option_scores",
+    "transport_distance",
+    "yes_no_log_odds",
+    "yes_no_scores",
+]

@@ -1,0 +1,135 @@
+"""Answers of the language model: instruction tuning and the scores of yes/no questions and options (FairMed-VLM)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fairvlm_core.losses.pairs import as_float, full_precision
+
+IGNORED = -100
+
+
+@full_precision
+def instruction_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Next-token cross-entropy on the answer tokens (L_inst, FairMed-VLM, stage 1).
+
+    Args:
+        logits: [n, T, V], the prediction at position t is for the token at t + 1.
+        labels: [n, T] token ids, with -100 on prompt, image and padding.
+
+    Returns:
+        Scalar, the mean over the answer tokens of the batch; 0 where there is none.
+
+    Raises:
+        ValueError: shapes that do not fit together.
+    """
+    if logits.ndim != 3 or labels.shape != logits.shape[:2]:
+        raise ValueError(
+            f"logits must be [n, T, V] and labels [n, T], not {list(logits.shape)} and {list(labels.shape)}."
+        )
+    targets = labels[:, 1:].to(logits.device)
+    answer = targets != IGNORED
+    # Only the answer's rows are raised to float32: the whole of [n, T, V] would be gigabytes.
+    (rows,) = as_float(logits[:, :-1][answer])
+    return F.cross_entropy(rows, targets[answer], reduction="sum") / answer.sum().clamp_min(1)
+
+
+def yes_no_log_odds(logits: Tensor, yes_id: int, no_id: int) -> Tensor:
+    """log P(yes) - log P(no) at the first answer token: logits [n, V] -> [n]. The input of `answer_bce`.
+
+    Raises:
+        ValueError: logits that are not [n, V], or ids that are equal or outside the vocabulary.
+    """
+    if logits.ndim != 2:
+        raise ValueError(f"logits must be [n, V], not {list(logits.shape)}.")
+    if yes_id == no_id or not (0 <= yes_id < logits.shape[1] and 0 <= no_id < logits.shape[1]):
+        raise ValueError(f"yes_id {yes_id} and no_id {no_id} must be two tokens below {logits.shape[1]}.")
+    yes, no = as_float(logits[:, yes_id], logits[:, no_id])
+    return yes - no
+
+
+def yes_no_scores(logits: Tensor, yes_id: int, no_id: int) -> Tensor:
+    """P(yes) / (P(yes) + P(no)) at the first answer token: logits [n, V] -> [n] (FairMed-VLM, inference).
+
+    The softmax's normaliser cancels, so this is the sigmoid of the logits' difference and cannot be 0/0.
+    """
+    return yes_no_log_odds(logits, yes_id, no_id).sigmoid()
+
+
+@full_precision
+def answer_bce(log_odds: Tensor, labels: Tensor) -> Tensor:
+    """Binary cross-entropy over the findings (L_qa, FairMed-VLM, stage 1).
+
+    Args:
+        log_odds: [n, L], see `yes_no_log_odds`.
+        labels: [n, L], 1 present, 0 absent, NaN unknown (negative values too).
+
+    Returns:
+        Scalar, the mean over the known labels; 0 where there is none.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    if log_odds.shape != labels.shape:
+        raise ValueError(f"log_odds and labels must both be [n, L], not {list(log_odds.shape)}, {list(labels.shape)}.")
+    (log_odds,) = as_float(log_odds)
+    labels = labels.to(log_odds.device)
+    known = labels >= 0
+    targets = torch.where(known, labels, 0).to(log_odds.dtype)
+    terms = F.binary_cross_entropy_with_logits(log_odds, targets, reduction="none")
+    return terms.masked_fill(~known, 0.0).sum() / known.sum().clamp_min(1)
+
+
+def _per_token(log_likelihoods: Tensor, lengths: Tensor) -> Tensor:
+    """Mean log-likelihood per token of each option, [n, O]; a longer answer is not less likely for its length."""
+    if log_likelihoods.ndim != 2 or lengths.shape not in (log_likelihoods.shape, log_likelihoods.shape[1:]):
+        raise ValueError(
+            "log_likelihoods must be [n, O] and lengths [O] or [n, O], "
+            f"not {list(log_likelihoods.shape)} and {list(lengths.shape)}."
+        )
+    if not bool((lengths > 0).all()):
+        raise ValueError("Every option needs at least one token: lengths must be greater than 0.")
+    (log_likelihoods,) = as_float(log_likelihoods)
+    return log_likelihoods / lengths.to(log_likelihoods)
+
+
+def option_scores(log_likelihoods: Tensor, lengths: Tensor) -> Tensor:
+    """Softmax over the length-normalised log-likelihoods of the options (FairMed-VLM, single-label tasks).
+
+    Args:
+        log_likelihoods: [n, O], the summed log-probabilities of each option's tokens.
+        lengths: [O] or [n, O], the number of tokens of each option.
+
+    Returns:
+        [n, O], rows sum to 1.
+
+    Raises:
+        ValueError: shapes that do not fit together, or a length below 1.
+    """
+    return _per_token(log_likelihoods, lengths).softmax(-1)
+
+
+def option_cross_entropy(log_likelihoods: Tensor, lengths: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of `option_scores` (L_qa of a single-label task, FairMed-VLM, stage 1).
+
+    Args:
+        log_likelihoods: [n, O].
+        lengths: [O] or [n, O].
+        labels: [n] int, the right option; negative = unknown.
+
+    Returns:
+        Scalar, the mean over the known labels; 0 where there is none.
+
+    Raises:
+        ValueError: as `option_scores`; labels that are not [n] or name no option.
+    """
+    scores = _per_token(log_likelihoods, lengths)
+    if labels.shape != scores.shape[:1]:
+        raise ValueError(f"labels must be [n] with n = {len(scores)}, not {list(labels.shape)}.")
+    labels = labels.to(scores.device)
+    if bool((labels >= scores.shape[1]).any()):
+        raise ValueError(f"labels must be below the number of options, {scores.shape[1]}.")
+    known = labels >= 0
+    return F.cross_entropy(scores[known], labels[known].long(), reduction="sum") / known.sum().clamp_min(1)

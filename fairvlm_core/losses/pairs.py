@@ -1,0 +1,107 @@
+"""What the losses share: precision, unit vectors, and masks over pairs of samples."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+
+# Rows no longer than this have no direction: they become zero vectors with zero gradient, instead of 1/length ones.
+NO_DIRECTION = 1e-12
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def full_precision(function: Callable[P, R]) -> Callable[P, R]:
+    """Switch autocast off inside a loss: temperatures of 0.07 and squared differences do not survive bfloat16."""
+
+    @functools.wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        devices = {value.device.type for value in (*args, *kwargs.values()) if isinstance(value, Tensor)}
+        with torch.autocast(next(iter(devices - {"cpu"}), "cpu"), enabled=False):
+            return function(*args, **kwargs)
+
+    return wrapped
+
+
+def as_float(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """The tensors in one common floating dtype, at least float32."""
+    dtype = torch.float32
+    for tensor in tensors:
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    return tuple(tensor.to(dtype) for tensor in tensors)
+
+
+def unit_rows(x: Tensor) -> Tensor:
+    """Divide each row of x [n, d] by its Euclidean length; a row without direction becomes 0 and gets no gradient."""
+    (x,) = as_float(x)
+    # Dividing by the largest entry first keeps the squares in range; the result does not depend on this factor, so
+    # its gradient is rightly left out. `<=` and not `>`: a NaN must stay visible.
+    scale = x.detach().abs().amax(-1, keepdim=True)
+    empty = scale <= NO_DIRECTION
+    x = x.masked_fill(empty, 0.0) / scale.masked_fill(empty, 1.0)
+    return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).masked_fill(empty, 1.0)
+
+
+def masked_logsumexp(scores: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Logsumexp of the scores [..., n] under a mask, and whether the mask holds anything there.
+
+    Where it holds nothing the value is finite but meaningless. An infinity there would turn into NaN in the backward
+    pass.
+    """
+    any_held = mask.any(-1)
+    return scores.masked_fill(~mask & any_held.unsqueeze(-1), -torch.inf).logsumexp(-1), any_held
+
+
+def check_positive(**values: float) -> None:
+    """Raise ValueError for a value that is not greater than 0."""
+    for name, value in values.items():
+        if not value > 0:
+            raise ValueError(f"{name} must be greater than 0, not {value}.")
+
+
+def check_reduction(reduction: str) -> None:
+    if reduction not in ("mean", "sum"):
+        raise ValueError(f'reduction must be "mean" or "sum", not "{reduction}".')
+
+
+def check_samples(embeddings: Tensor, labels: Tensor, groups: Tensor) -> None:
+    """Raise ValueError unless the shapes are [n, d], [n] or [n, L], and [n, K]."""
+    if embeddings.ndim != 2 or embeddings.shape[1] == 0:
+        raise ValueError(f"embeddings must be [n, d] with d > 0, not {list(embeddings.shape)}.")
+    n = len(embeddings)
+    if labels.ndim not in (1, 2) or len(labels) != n:
+        raise ValueError(f"labels must be [n] or [n, L] with n = {n}, not {list(labels.shape)}.")
+    if groups.ndim != 2 or len(groups) != n:
+        raise ValueError(f"groups must be [n, K] with n = {n}, not {list(groups.shape)}.")
+
+
+def different_groups(groups: Tensor) -> Tensor:
+    """Mask [n, n]: some attribute that is known for both samples differs. groups [n, K], negative = unknown."""
+    known = groups >= 0
+    differs = (groups.unsqueeze(0) != groups.unsqueeze(1)) & known.unsqueeze(0) & known.unsqueeze(1)
+    return differs.any(-1)
+
+
+def label_pairs(labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Which samples are anchors of a label, and which pairs agree and disagree on it.
+
+    Args:
+        labels: [n] classes, one family of pairs; or [n, L] with 1 carried and 0 not carried, one family per label, in
+            which only carriers are anchors. NaN and negative values are unknown and take part in nothing.
+
+    Returns:
+        anchors [Y, n], same [Y, n, n], other [Y, n, n] with Y = 1 or L. `same` includes the diagonal.
+    """
+    if labels.ndim == 1:
+        known = labels >= 0
+        both = known.unsqueeze(0) & known.unsqueeze(1)
+        equal = labels.unsqueeze(0) == labels.unsqueeze(1)
+        return known.unsqueeze(0), (both & equal).unsqueeze(0), (both & ~equal).unsqueeze(0)
+    carried, absent = (labels == 1).T, (labels == 0).T
+    anchor = carried.unsqueeze(2)
+    return carried, anchor & carried.unsqueeze(1), anchor & absent.unsqueeze(1)

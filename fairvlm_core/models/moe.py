@@ -1,0 +1,254 @@
+"""The fairness-oriented mixture of experts (Fair-MoE): sparse routing of tokens (embedding) and of features.
+
+Both modules return the sparse gate weights beside their output: `fairvlm_core.losses.gate_dispersion` reads them.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+
+def _mlp(dim: int, hidden: int, out: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, out))
+
+
+def _gate(kind: str, dim: int, num_experts: int) -> nn.Module:
+    if kind == "mlp":
+        return _mlp(dim, max(dim // 4, 1), num_experts)
+    if kind == "linear":
+        return nn.Linear(dim, num_experts)
+    raise ValueError(f'gate must be "mlp" or "linear", not "{kind}".')
+
+
+def _check_sizes(dim: int, num_experts: int, top_k: int) -> None:
+    if dim < 1 or num_experts < 1:
+        raise ValueError(f"dim and num_experts must be at least 1, not {dim} and {num_experts}.")
+    if not 1 <= top_k <= num_experts:
+        raise ValueError(f"top_k must lie between 1 and the number of experts, {num_experts}, not {top_k}.")
+
+
+def _gate_weights(gate: nn.Module, x: Tensor) -> Tensor:
+    """Softmax over the experts, in float32 at least: [..., D] -> [..., M]."""
+    logits = gate(x)
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(-1)
+
+
+def top_experts(weights: Tensor, top_k: int) -> Tensor:
+    """Top_r: mask [..., M] of the k largest weights of each token; equal weights go to the lower expert."""
+    order = weights.detach().argsort(dim=-1, descending=True, stable=True)
+    return torch.zeros_like(weights, dtype=torch.bool).scatter_(-1, order[..., :top_k], True)
+
+
+def top_tokens(weights: Tensor, routed: Tensor, slots: Tensor) -> Tensor:
+    """Top_c: of the tokens routed to an expert, those that it has a slot for, per sample.
+
+    Args:
+        weights: [B, T, M].
+        routed: [B, T, M] bool.
+        slots: [B], how many tokens each expert takes from the sample.
+
+    Returns:
+        [B, T, M] bool; the largest weights stay, equal weights go to the earlier token.
+    """
+    rank_key = weights.detach().masked_fill(~routed, -1.0)
+    rank = rank_key.argsort(dim=1, descending=True, stable=True).argsort(1)
+    return routed & (rank < slots[:, None, None])
+
+
+def mix_experts(x: Tensor, gates: Tensor, kept: Tensor, experts: Iterable[nn.Module]) -> Tensor:
+    """Sum over the experts of gate weight times expert output; each expert sees only the tokens it keeps.
+
+    An expert that keeps no token is called all the same, with none: its parameters then have a zero gradient and not
+    a missing one, which data-parallel training would wait for.
+
+    Args:
+        x: [N, D].
+        gates: [N, M].
+        kept: [N, M] bool.
+        experts: M modules, each callable on [..., D].
+
+    Returns:
+        [N, D] in the dtype of x, summed in that of the gates.
+    """
+    out = x.new_zeros(x.shape, dtype=gates.dtype)
+    for j, expert in enumerate(experts):
+        rows = kept[:, j].nonzero().squeeze(1)
+        out.index_add_(0, rows, expert(x[rows]).to(gates.dtype) * gates[rows, j].unsqueeze(1))
+    return out.to(x.dtype)
+
+
+class EmbeddingMoE(nn.Module):
+    """Mixture of experts in place of the MLP of a transformer block (Fair-MoE, embedding MoE).
+
+    Top_r keeps the k largest of a token's softmax weights, without renormalising; Top_c then keeps, per expert and
+    sample, the alpha = ceil(capacity * T * top_k / num_experts) tokens with the largest weight, alpha between 1 and T,
+    the number of unmasked tokens of the sample. A token that no expert keeps gets 0. All of this happens within a
+    sample, so that a prediction does not depend on the batch it is made in.
+
+    Args:
+        dim: D.
+        num_experts: M.
+        top_k: k.
+        capacity: C, greater than 0; 1 gives the experts as many slots as there are routed tokens.
+        hidden: width of the experts' hidden layer, 4 D by default.
+        gate: "mlp" (D -> D/4 -> M) or "linear".
+
+    Attributes:
+        gate: [..., D] to logits [..., M].
+        experts: M modules, [..., D] to [..., D].
+
+    Raises:
+        ValueError: sizes out of range or an unknown gate.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        num_experts: int = 4,
+        top_k: int = 2,
+        capacity: float = 1.0,
+        hidden: int | None = None,
+        gate: str = "mlp",
+    ) -> None:
+        super().__init__()
+        _check_sizes(dim, num_experts, top_k)
+        if not capacity > 0:
+            raise ValueError(f"capacity must be greater than 0, not {capacity}.")
+        self.dim, self.top_k, self.capacity = dim, top_k, capacity
+        self.gate = _gate(gate, dim, num_experts)
+        width = 4 * dim if hidden is None else hidden
+        self.experts = nn.ModuleList(_mlp(dim, width, dim) for _ in range(num_experts))
+
+    @classmethod
+    def from_mlp(
+        cls, mlp: nn.Module, dim: int, *, num_experts: int = 4, top_k: int = 2, capacity: float = 1.0, gate: str = "mlp"
+    ) -> EmbeddingMoE:
+        """An embedding MoE whose experts are copies of a pretrained MLP, callable on [..., dim].
+
+        No noise is added: the gate starts at random, so the experts see different tokens and part by themselves.
+        """
+        moe = cls(dim, num_experts=num_experts, top_k=top_k, capacity=capacity, hidden=1, gate=gate)
+        moe.experts = nn.ModuleList(copy.deepcopy(mlp) for _ in range(num_experts))
+        reference = next(mlp.parameters(), None)
+        return moe if reference is None else moe.to(reference)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Route the tokens.
+
+        Args:
+            x: [B, T, D].
+            mask: [B, T], true (or 1) where a token counts; by default all do. A masked token gets 0 and takes no slot.
+
+        Returns:
+            out [B, T, D] without the residual, and the sparse gate weights [B, T, M] after Top_r and Top_c.
+
+        Raises:
+            ValueError: shapes that do not fit.
+        """
+        if x.ndim != 3 or x.shape[-1] != self.dim:
+            raise ValueError(f"x must be [B, T, D] with D = {self.dim}, not {list(x.shape)}.")
+        if mask is None:
+            mask = x.new_ones(x.shape[:2], dtype=torch.bool)
+        elif mask.shape != x.shape[:2]:
+            raise ValueError(f"mask must be [B, T] = {list(x.shape[:2])}, not {list(mask.shape)}.")
+        mask = mask.to(x.device, torch.bool)
+        # What padding holds is nobody's business; a NaN in it would reach the gate's gradient through the softmax.
+        x = x.masked_fill(~mask.unsqueeze(-1), 0.0)
+        weights = _gate_weights(self.gate, x)
+        routed = top_experts(weights, self.top_k) & mask.unsqueeze(-1)
+        kept = top_tokens(weights, routed, self._slots(mask.sum(1)))
+        gates = weights.masked_fill(~kept, 0.0)
+        out = mix_experts(x.flatten(0, 1), gates.flatten(0, 1), kept.flatten(0, 1), self.experts)
+        return out.view_as(x), gates
+
+    def _slots(self, tokens: Tensor) -> Tensor:
+        """alpha [B] for the number of tokens [B]; in float64, for in float32 3.0000001 would be rounded up to 4."""
+        exact = (self.capacity * tokens.double() * self.top_k / len(self.experts)).ceil().long()
+        return torch.minimum(exact.clamp_min(1), tokens)
+
+
+class FeatureMoE(nn.Module):
+    """Mixture of experts on the pooled feature, before the projection (Fair-MoE, feature MoE): Top_r only.
+
+    Args:
+        dim: D; the experts' hidden layer has 4 D units, the gate D/4.
+        num_experts: M.
+        top_k: k.
+        residual: add the input and start with zero output layers, so that training begins at the pretrained feature.
+            False is the paper's literal form, which replaces the feature from the first step on.
+
+    Raises:
+        ValueError: sizes out of range.
+    """
+
+    def __init__(self, dim: int, *, num_experts: int = 4, top_k: int = 2, residual: bool = True) -> None:
+        super().__init__()
+        _check_sizes(dim, num_experts, top_k)
+        self.dim, self.top_k, self.residual = dim, top_k, residual
+        self.gate = _gate("mlp", dim, num_experts)
+        self.experts = nn.ModuleList()
+        for _ in range(num_experts):
+            expert = _mlp(dim, 4 * dim, dim)
+            if residual:
+                for parameter in expert[-1].parameters():
+                    nn.init.zeros_(parameter)
+            self.experts.append(expert)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x [B, D] to out [B, D] and the sparse gate weights [B, M]; ValueError for another shape."""
+        if x.ndim != 2 or x.shape[-1] != self.dim:
+            raise ValueError(f"x must be [B, D] with D = {self.dim}, not {list(x.shape)}.")
+        weights = _gate_weights(self.gate, x)
+        kept = top_experts(weights, self.top_k)
+        gates = weights.masked_fill(~kept, 0.0)
+        out = mix_experts(x, gates, kept, self.experts)
+        return (x + out if self.residual else out), gates
+
+
+@torch.no_grad()
+def routing_statistics(gates: Tensor, mask: Tensor | None = None, token: int | Tensor = 0) -> dict[str, float]:
+    """What to log of a mixture of experts: whether it collapses, and whether the token that is read loses its experts.
+
+    After the last attention tokens no longer mix, so only the token that is pooled (CLS of an image, EOT of a text) can
+    change the feature: it matters that this one keeps an expert.
+
+    Args:
+        gates: sparse weights [B, T, M], or [B, M] of a feature MoE.
+        mask: [B, T], true where a token counts.
+        token: the position that is pooled, one for all samples or [B].
+
+    Returns:
+        expert_load_<j>: share of the assignments that go to expert j; they sum to 1.
+        gate_entropy: mean entropy (nats) of a token's weights, scaled to sum to 1, over tokens that keep an expert.
+        dropped_tokens: share of the tokens that lost every expert.
+        cls_drop_rate: share of the samples whose pooled token lost every expert.
+        Each is 0 where there is nothing to count.
+
+    Raises:
+        ValueError: shapes that do not fit together.
+    """
+    if gates.ndim == 2:
+        gates = gates.unsqueeze(1)
+    if gates.ndim != 3:
+        raise ValueError(f"gates must be [B, T, M] or [B, M], not {list(gates.shape)}.")
+    if mask is None:
+        mask = gates.new_ones(gates.shape[:2], dtype=torch.bool)
+    elif mask.shape != gates.shape[:2]:
+        raise ValueError(f"mask must be [B, T] = {list(gates.shape[:2])}, not {list(mask.shape)}.")
+    mask = mask.to(gates.device, torch.bool)
+    weights = gates[mask].double()
+    assigned = weights > 0
+    load = assigned.sum(0) / assigned.sum().clamp_min(1)
+    served = assigned.any(-1)
+    shares = weights[served] / weights[served].sum(-1, keepdim=True)
+    pooled = gates[torch.arange(len(gates), device=gates.device), token]
+    statistics = {f"expert_load_{j}": float(share) for j, share in enumerate(load)}
+    statistics["gate_entropy"] = float(torch.special.entr(shares).sum() / served.sum().clamp_min(1))
+    statistics["dropped_tokens"] = float((~served).sum() / max(len(served), 1))
+    statistics["cls_drop_rate"] = float((pooled == 0).all(-1).sum() / max(len(pooled), 1))
+    return statistics
