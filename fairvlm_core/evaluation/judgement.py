@@ -1,0 +1,213 @@
+"""The judgement of one model on one split: every metric, overall and by group, as JSON that is fit for publication."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from fairvlm_core.evaluation.metrics import (
+    accuracy,
+    auc,
+    balanced_accuracy,
+    demographic_parity_difference,
+    equalized_odds_difference,
+    es_auc,
+    exact_match,
+    group_aucs,
+    groups_in,
+    rates,
+    true_positive_rate_difference,
+)
+from fairvlm_core.evaluation.predictions import Scores
+
+INTERSECTION = ("sex", "age_group")
+# What is said about an attribute, and which of several values is the worst.
+GAPS: dict[str, Callable[..., float]] = {"es_auc": min, "dpd": max, "eod": max, "tpr_gap": max}
+
+
+def judge(scores: Scores, *, min_cell: int = 10) -> dict[str, Any]:
+    """All numbers for one model on one split, as JSON: null where a number does not exist, never NaN.
+
+    Groups of fewer than `min_cell` images are suppressed: their count reads "<10", they have no values, and they take
+    no part in any gap. The same holds label by label for groups with fewer than `min_cell` known truths. A gap needs
+    two groups that can be judged. With several labels, `auc`, `es_auc`, `dpd`, `eod` and `tpr_gap` are means over the
+    labels, each against the rest (FairMed-VLM, demographic parity gap), and `..._worst` is the worst label's.
+
+    Returns:
+        `overall`: accuracy, balanced_accuracy, exact_match (multilabel only), auc, auc_per_label.
+        `attributes`: attribute (and "sex x age_group") -> n, unknown, es_auc, dpd, eod, tpr_gap (each also `_worst`),
+        worst_group_auc, `groups` {name: n, positives, auc, accuracy, selection_rate, tpr, fpr}, `labels` {label: the
+        same four numbers and groups for that label}, suppressed [names], unjudged [{label, group, reason}].
+        `across`: es_auc, dpd, eod, tpr_gap -> mean and worst over the attributes, the intersection not counted again.
+        `unjudged`: [{label, reason}] for labels that have no AUC at all.
+    """
+    aucs = [auc(truth, score) for truth, score in zip(scores.y_true.T, scores.y_score.T, strict=True)]
+    overall = {
+        "accuracy": _accuracy(scores.kind, scores.y_true, scores.y_pred),
+        "balanced_accuracy": _balanced(scores.kind, scores.y_true, scores.y_pred),
+        "auc": _mean(aucs),
+        "auc_per_label": {label: _number(value) for label, value in zip(scores.labels, aucs, strict=True)},
+    }
+    if scores.kind == "multilabel":
+        overall["exact_match"] = _number(exact_match(scores.y_true, scores.y_pred))
+    attributes = {
+        name: _judge_attribute(scores, values, min_cell) for name, values in with_intersection(scores.groups).items()
+    }
+    single = [attributes[name] for name in scores.groups]
+    return {
+        "model": scores.model,
+        "kind": scores.kind,
+        "labels": list(scores.labels),
+        "n": len(scores.sample_ids),
+        "min_cell": min_cell,
+        "overall": overall,
+        "attributes": attributes,
+        "across": {
+            metric: {"mean": _mean(a[metric] for a in single), "worst": _pick(worst, (a[metric] for a in single))}
+            for metric, worst in GAPS.items()
+        },
+        "unjudged": [
+            {"label": label, "reason": _reason(truth)}
+            for label, truth, value in zip(scores.labels, scores.y_true.T, aucs, strict=True)
+            if np.isnan(value)
+        ],
+    }
+
+
+def with_intersection(groups: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The attributes plus sex x age_group, where both are there; its groups are like "female, 0-39"."""
+    if not all(name in groups for name in INTERSECTION):
+        return dict(groups)
+    pairs = zip(*(groups[name] for name in INTERSECTION), strict=True)
+    both = [None if pd.isna(a) or pd.isna(b) else f"{a}, {b}" for a, b in pairs]
+    return {**groups, " x ".join(INTERSECTION): np.array(both, dtype=object)}
+
+
+def shown_count(count: int, *, total: int, min_cell: int) -> int | str:
+    """A count fit for publication: neither it nor what remains of the total points at fewer than `min_cell` people.
+
+    >>> [shown_count(count, total=50, min_cell=10) for count in (4, 20, 47)]
+    ['<10', 20, '>40']
+    """
+    if count < min_cell:
+        return f"<{min_cell}"
+    return f">{total - min_cell}" if count < total and total - count < min_cell else count
+
+
+def _judge_attribute(scores: Scores, groups: np.ndarray, min_cell: int) -> dict[str, Any]:
+    members = groups_in(groups)
+    published = {name: rows for name, rows in members if rows.sum() >= min_cell}
+    labels: dict[str, dict[str, Any]] = {}
+    unjudged = []
+    for j, label in enumerate(scores.labels):
+        truth, score, decision = scores.y_true[:, j], scores.y_score[:, j], scores.y_pred[:, j]
+        known = {name: rows & ~np.isnan(truth) for name, rows in published.items()}
+        large = {name: rows for name, rows in known.items() if rows.sum() >= min_cell}
+        cells = _masked(groups, large)
+        judged = group_aucs(truth, score, groups=cells)
+        values = {
+            "es_auc": es_auc(truth, score, groups=cells),
+            "dpd": demographic_parity_difference(decision, groups=_masked(groups, published)),
+            "eod": equalized_odds_difference(truth, decision, groups=cells),
+            "tpr_gap": true_positive_rate_difference(truth, decision, groups=cells),
+        }
+        labels[label] = {
+            # One group alone has no gap; 0 would call it fair.
+            **{
+                name: _number(value) if len(published if name == "dpd" else judged) > 1 else None
+                for name, value in values.items()
+            },
+            "groups": {
+                name: _cell(truth[rows], decision[rows], judged.get(name), min_cell) for name, rows in large.items()
+            },
+        }
+        for name, rows in known.items():
+            if name not in judged:
+                reason = _reason(truth[rows]) if name in large else f"fewer than {min_cell} known labels"
+                unjudged.append({"label": label, "group": name, "reason": reason})
+    found = {name: _group(scores, name, rows, labels, min_cell) for name, rows in members}
+    total = sum(int(rows.sum()) for _, rows in members)
+    result: dict[str, Any] = {"n": total, "unknown": len(groups) - total}
+    for metric, worst in GAPS.items():
+        result[metric] = _mean(label[metric] for label in labels.values())
+        result[f"{metric}_worst"] = _pick(worst, (label[metric] for label in labels.values()))
+    return {
+        **result,
+        "worst_group_auc": _pick(min, (group["auc"] for group in found.values())),
+        "groups": found,
+        "labels": labels,
+        "suppressed": [name for name, _ in members if name not in published],
+        "unjudged": unjudged,
+    }
+
+
+def _group(scores: Scores, name: str, rows: np.ndarray, labels: dict[str, Any], min_cell: int) -> dict[str, Any]:
+    """One group's numbers, as means over the labels it can be judged on."""
+    count = int(rows.sum())
+    if count < min_cell:
+        nothing = dict.fromkeys(("positives", "auc", "accuracy", "selection_rate", "tpr", "fpr"))
+        return {"n": f"<{min_cell}", **nothing}
+    cells = [label["groups"][name] for label in labels.values() if name in label["groups"]]
+    return {
+        "n": count,
+        "positives": cells[0]["positives"] if scores.kind == "binary" and cells else None,
+        "accuracy": _accuracy(scores.kind, scores.y_true[rows], scores.y_pred[rows]),
+        **{metric: _mean(cell[metric] for cell in cells) for metric in ("auc", "tpr", "fpr")},
+        # With exactly one class chosen per image, the mean over the classes is a constant and says nothing.
+        "selection_rate": None if scores.kind == "multiclass" else _mean(cell["selection_rate"] for cell in cells),
+    }
+
+
+def _cell(truth: np.ndarray, decision: np.ndarray, area: float | None, min_cell: int) -> dict[str, Any]:
+    tpr, fpr = rates(truth, decision)
+    return {
+        "n": len(truth),
+        "positives": shown_count(int(truth.sum()), total=len(truth), min_cell=min_cell),
+        "auc": None if area is None else _number(area),
+        "selection_rate": _mean(decision),
+        "tpr": _number(tpr),
+        "fpr": _number(fpr),
+    }
+
+
+def _accuracy(kind: str, y_true: np.ndarray, y_pred: np.ndarray) -> float | None:
+    return _number((exact_match if kind == "multiclass" else accuracy)(y_true, y_pred))
+
+
+def _balanced(kind: str, y_true: np.ndarray, y_pred: np.ndarray) -> float | None:
+    """Multi-class: mean recall of the classes present. Otherwise the mean over the labels."""
+    columns = zip(y_true.T, y_pred.T, strict=True)
+    if kind == "multiclass":
+        return _mean(rates(truth, decision)[0] for truth, decision in columns)
+    return _mean(balanced_accuracy(truth, decision) for truth, decision in columns)
+
+
+def _reason(truth: np.ndarray) -> str:
+    if np.isnan(truth).all():
+        return "no known labels"
+    return "no negatives" if (truth == 1).any() else "no positives"
+
+
+def _masked(groups: np.ndarray, kept: dict[Any, np.ndarray]) -> np.ndarray:
+    values = np.full(len(groups), None, dtype=object)
+    for name, rows in kept.items():
+        values[rows] = name
+    return values
+
+
+def _number(value: float) -> float | None:
+    """A JSON number: six decimals are more than any cohort can tell apart."""
+    return None if np.isnan(value) else round(float(value), 6)
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    return _pick(np.mean, values)
+
+
+def _pick(reduce: Callable[..., Any], values: Iterable[float | None]) -> float | None:
+    """Reduce the values that exist; null where there is none."""
+    known = [value for value in values if value is not None and not np.isnan(value)]
+    return _number(reduce(known)) if known else None
