@@ -1,0 +1,20 @@
+"""Kubeflow component of the step `evaluate`."""
+
+from kfp import dsl
+
+from components.image import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def evaluate(
+    params: dict,
+    predictions: dsl.Input[dsl.Dataset],
+    thresholds: dsl.Input[dsl.Artifact],
+    out: dsl.Output[dsl.Dataset],
+    metrics: dsl.Output[dsl.Metrics],
+):
+    """Judge one model's predictions: accuracy, AUC, and the gaps between groups."""
+    from fairvlm_core.steps.call import run_step
+
+    inputs = {"predictions": predictions.path, "thresholds": thresholds.path}
+    run_step("evaluate", params, inputs, out.path, metrics=metrics)

@@ -1,0 +1,31 @@
+"""Kubeflow component of the step `register`."""
+
+from kfp import dsl
+
+from components.image import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def register(
+    params: dict,
+    comparison: dsl.Input[dsl.Artifact],
+    base: dsl.Input[dsl.Model],
+    cohort: dsl.Input[dsl.Dataset],
+    stage1: dsl.Input[dsl.Model],
+    stage2: dsl.Input[dsl.Model],
+    fair_moe: dsl.Input[dsl.Model],
+    out: dsl.Output[dsl.Artifact],
+    metrics: dsl.Output[dsl.Metrics],
+):
+    """Register the selected model in MLflow with the alias challenger."""
+    from fairvlm_core.steps.call import run_step
+
+    inputs = {
+        "comparison": comparison.path,
+        "base": base.path,
+        "cohort": cohort.path,
+        "stage1": stage1.path,
+        "stage2": stage2.path,
+        "fair_moe": fair_moe.path,
+    }
+    run_step("register", params, inputs, out.path, metrics=metrics)
