@@ -1,0 +1,106 @@
+"""The graph on Kubeflow: the steps of `dvc.yaml` with the same wiring, after one task that brings the dataset.
+
+Each step takes its own section of parameters, so that a change to one section leaves the cache of all steps before it
+valid. Defaults are the sections of the repository's `params.yaml` as they are when this is compiled. No task stands
+inside a condition or a loop of the orchestrator: see `pools.py`.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from kfp import dsl, kubernetes
+
+from components.base_models.component import base_models
+from components.compare.component import compare
+from components.evaluate.component import evaluate
+from components.fair_moe.component import fair_moe
+from components.fetch_dataset.component import fetch_dataset
+from components.ingest.component import ingest
+from components.predict.component import predict
+from components.register.component import register
+from components.stage1.component import stage1
+from components.stage2.component import stage2
+from components.stratify.component import stratify
+from components.tune_thresholds.component import tune_thresholds
+from components.validate.component import validate
+from fairvlm_core.steps import STEPS
+from pipelines.pools import place
+
+PARAMS_FILE = Path(__file__).parent.parent / "params.yaml"
+
+
+def default_params() -> dict[str, dict[str, Any]]:
+    """The sections of `params.yaml`; null means that the step's own default holds, for which a Struct has no value."""
+    sections = yaml.safe_load(PARAMS_FILE.read_text()) if PARAMS_FILE.exists() else {}
+    return {
+        step: {key: value for key, value in (sections.get(step) or {}).items() if value is not None} for step in STEPS
+    }
+
+
+DEFAULT = default_params()
+
+
+@dsl.pipeline(
+    name="fairvlm",
+    description="Stratify a cohort, train FairMed-VLM and Fair-MoE, evaluate fairness, register the best model.",
+)
+def fairvlm(
+    fetch_dataset_repo: str = "",
+    fetch_dataset_revision: str = "",
+    fetch_dataset_path: str = "",
+    ingest_params: dict = DEFAULT["ingest"],
+    validate_params: dict = DEFAULT["validate"],
+    stratify_params: dict = DEFAULT["stratify"],
+    base_models_params: dict = DEFAULT["base_models"],
+    stage1_params: dict = DEFAULT["stage1"],
+    stage2_params: dict = DEFAULT["stage2"],
+    fair_moe_params: dict = DEFAULT["fair_moe"],
+    predict_params: dict = DEFAULT["predict"],
+    tune_thresholds_params: dict = DEFAULT["tune_thresholds"],
+    evaluate_params: dict = DEFAULT["evaluate"],
+    compare_params: dict = DEFAULT["compare"],
+    register_params: dict = DEFAULT["register"],
+):
+    """Bring the dataset, prepare the cohort, train three models, judge and compare them, register the best.
+
+    Args:
+        fetch_dataset_repo: DVC repository of the release; empty for the generated cohort.
+        fetch_dataset_revision: commit or tag in that repository.
+        fetch_dataset_path: folder of the release in that repository.
+        ingest_params: section `ingest` of params.yaml; and so on for each step.
+    """
+    fetched = fetch_dataset(repo=fetch_dataset_repo, revision=fetch_dataset_revision, path=fetch_dataset_path)
+    release = place(fetched, "fetch_dataset").outputs["out"]
+
+    images = place(ingest(params=ingest_params, root=release), "ingest").outputs["out"]
+    validation = place(validate(params=validate_params, cohort=images), "validate").outputs["out"]
+    stratified = stratify(params=stratify_params, cohort=images, validation=validation)
+    cohort = place(stratified, "stratify").outputs["out"]
+    base = place(base_models(params=base_models_params, cohort=cohort), "base_models").outputs["out"]
+
+    data = {"cohort": cohort, "images": images, "base": base}
+    models = {}
+    models["stage1"] = place(stage1(params=stage1_params, **data), "stage1").outputs["out"]
+    second = stage2(params=stage2_params, **data, stage1=models["stage1"])
+    models["stage2"] = place(second, "stage2").outputs["out"]
+    models["fair_moe"] = place(fair_moe(params=fair_moe_params, **data), "fair_moe").outputs["out"]
+
+    evaluations = {}
+    for name, model in models.items():
+        predicted = place(predict(params=predict_params, model=model, **data), "predict")
+        predictions = predicted.set_display_name(f"predict-{name}").outputs["out"]
+        tuned = place(tune_thresholds(params=tune_thresholds_params, predictions=predictions), "tune_thresholds")
+        thresholds = tuned.set_display_name(f"tune-thresholds-{name}").outputs["out"]
+        evaluated = evaluate(params=evaluate_params, predictions=predictions, thresholds=thresholds)
+        place(evaluated, "evaluate").set_display_name(f"evaluate-{name}")
+        evaluations[name] = evaluated.outputs["out"]
+
+    compared = place(compare(params=compare_params, strata=cohort, **evaluations), "compare")
+    registered = register(
+        params=register_params, comparison=compared.outputs["out"], base=base, cohort=cohort, **models
+    )
+    # Where the registry is belongs to the cluster, not to a run; without the config map MLflow's own variables hold.
+    kubernetes.use_config_map_as_env(
+        place(registered, "register"), "fairvlm", {"MLFLOW_TRACKING_URI": "MLFLOW_TRACKING_URI"}, optional=True
+    )
