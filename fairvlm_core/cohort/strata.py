@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import product
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -201,12 +201,17 @@ def label_strata(table: pa.Table) -> np.ndarray:
     return key
 
 
-def count_cells(table: pa.Table, attributes: Sequence[str]) -> dict[str, np.ndarray]:
-    """Rows per split and cell: split -> int64 [cells + 1], the last being the rows of unknown group."""
+def count_cells(
+    table: pa.Table, attributes: Sequence[str], *, of: Literal["rows", "patients"] = "rows"
+) -> dict[str, np.ndarray]:
+    """Rows, or different patients, per split and cell: split -> int64 [cells + 1], the last being of unknown group."""
     names, cell = cells(table, attributes)
-    split = _codes(table, "split", SPLITS, where="")
-    counts = np.zeros((len(SPLITS), len(names) + 1), dtype=np.int64)
-    np.add.at(counts, (split, np.where(cell < 0, len(names), cell)), 1)
+    width = len(names) + 1
+    place = _codes(table, "split", SPLITS, where="") * width + np.where(cell < 0, len(names), cell)
+    if of == "patients":
+        patient = table.column("patient_id").combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)
+        place = np.unique(patient * len(SPLITS) * width + place) % (len(SPLITS) * width)
+    counts = np.bincount(place, minlength=len(SPLITS) * width).reshape(len(SPLITS), width)
     return dict(zip(SPLITS, counts, strict=True))
 
 

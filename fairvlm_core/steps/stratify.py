@@ -7,10 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fairvlm_core.errors import CohortError, ConfigError
 from fairvlm_core.steps.config import Port, check, option
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
 
 INPUTS = {
     "cohort": Port("Folder that ingest wrote."),
@@ -48,7 +52,7 @@ class Config:
 
 def run(config: Config, inputs: dict[str, Path], outputs: dict[str, Path]) -> dict[str, Any]:
     """Write the balanced cohort, its counts per cell before and after, and their picture."""
-    from fairvlm_core.cohort.strata import balance, cells, count_cells, split_patients
+    from fairvlm_core.cohort.strata import balance, count_cells, split_patients
     from fairvlm_core.cohort.table import COHORT_FILE, read_cohort, write_cohort
     from fairvlm_core.files import write_json
 
@@ -61,8 +65,7 @@ def run(config: Config, inputs: dict[str, Path], outputs: dict[str, Path]) -> di
     write_cohort(balanced, outputs["out"])
 
     before, after = count_cells(split, config.attributes), count_cells(balanced, config.attributes)
-    names = cells(split.slice(0, 0), config.attributes)[0]
-    strata = summary(config.attributes, names, before, after, min_cell=config.min_cell)
+    strata = summary(split, balanced, config.attributes, min_cell=config.min_cell)
     write_json(outputs["out"] / "strata.json", strata)
     _draw(strata, outputs["out"] / "strata.png")
     _print(strata)
@@ -74,40 +77,36 @@ def run(config: Config, inputs: dict[str, Path], outputs: dict[str, Path]) -> di
         **{name: int(counts.sum()) for name, counts in after.items()},
         "rows_dropped": dropped,
         "rows_repeated": repeated,
-        "cells": len(names),
+        "cells": len(strata["cells"]),
         **unknown,
     }
 
 
-def summary(
-    attributes: tuple[str, ...],
-    names: list[tuple[str, ...]],
-    before: dict[str, Any],
-    after: dict[str, Any],
-    *,
-    min_cell: int,
-) -> dict[str, Any]:
+def summary(split: pa.Table, balanced: pa.Table, attributes: tuple[str, ...], *, min_cell: int) -> dict[str, Any]:
     """The counts per cell as `strata.json` publishes them.
 
     Args:
+        split: the cohort before balancing.
+        balanced: the same after it.
         attributes: the groups whose combinations are the cells.
-        names: the cells' group names.
-        before: split -> rows per cell, then rows of unknown group; before balancing.
-        after: the same after balancing.
-        min_cell: a count below it is null. So that it cannot be had by subtraction from the total, the next smallest
-            cells are null too, until what is hidden is at least two cells and `min_cell` rows.
+        min_cell: the count of a cell with fewer patients is null. So that it cannot be had by subtraction from the
+            total, the next smallest cells are null too, until at least two cells and `min_cell` patients are hidden.
 
     Returns:
-        `cells`: one mapping per cell with its groups, train_before, train_after, validation, test (number or null);
-        `unknown` and `total`: the same four for rows of unknown group and for all rows.
+        `cells`: one mapping per cell with its groups and the numbers of images train_before, train_after, validation
+        and test; `unknown` and `total`: these four for the images of unknown group and for all images.
     """
-    counts = {
-        "train_before": before["train"],
-        "train_after": after["train"],
-        "validation": before["validation"],
-        "test": before["test"],
-    }
-    hidden = {key: _hidden(values[:-1], min_cell) for key, values in counts.items()}
+    from fairvlm_core.cohort.strata import cells, count_cells
+
+    counts, hidden = {}, {}
+    for key, table, name in (
+        ("train_before", split, "train"),
+        ("train_after", balanced, "train"),
+        ("validation", split, "validation"),
+        ("test", split, "test"),
+    ):
+        counts[key] = count_cells(table, attributes)[name]
+        hidden[key] = _hidden(count_cells(table, attributes, of="patients")[name][:-1], min_cell)
     # The one would give away the other: a cell of 8 may become 10.
     hidden["train_before"] = hidden["train_after"] = hidden["train_before"] | hidden["train_after"]
     return {
@@ -116,26 +115,25 @@ def summary(
         "cells": [
             dict(zip(attributes, name, strict=True))
             | {key: None if hidden[key][i] else int(values[i]) for key, values in counts.items()}
-            for i, name in enumerate(names)
+            for i, name in enumerate(cells(split, attributes)[0])
         ],
         "unknown": {key: int(values[-1]) for key, values in counts.items()},
         "total": {key: int(values.sum()) for key, values in counts.items()},
     }
 
 
-def _hidden(counts: Any, min_cell: int) -> Any:
-    import numpy as np
-
-    hidden = counts < min_cell
-    if counts[hidden].sum():
-        for place in np.argsort(counts, kind="stable"):
-            if hidden.sum() >= 2 and counts[hidden].sum() >= min_cell:
+def _hidden(patients: np.ndarray, min_cell: int) -> np.ndarray:
+    """Which cells to suppress, given their numbers of patients; an empty cell is nobody's."""
+    hidden = (patients > 0) & (patients < min_cell)
+    if hidden.any():
+        for place in patients.argsort(kind="stable"):
+            if hidden.sum() >= 2 and patients[hidden].sum() >= min_cell:
                 break
-            hidden[place] = True
+            hidden[place] = patients[place] > 0
     return hidden
 
 
-def _changes(split: Any, balanced: Any) -> tuple[int, int]:
+def _changes(split: pa.Table, balanced: pa.Table) -> tuple[int, int]:
     """Rows that balancing left out, and rows it added."""
     import pyarrow.compute as pc
 
