@@ -1,6 +1,7 @@
 """The compiled pipeline is the one of the source, asks for the right nodes, and refers to nothing undeclared."""
 
 import copy
+import json
 import re
 from pathlib import Path
 
@@ -103,9 +104,7 @@ def undeclared(spec):
                 graph(called, f"{where}/{name}")
             else:
                 executor = spec["deploymentSpec"]["executors"][called["executorLabel"]]
-                for port in re.findall(
-                    r"\{\{\$\.inputs\.parameters\['([^']+)'\]\}\}", yaml.safe_dump(executor, width=10**6)
-                ):
+                for port in re.findall(r"\{\{\$\.inputs\.parameters\['([^']+)'\]\}\}", json.dumps(executor)):
                     if port not in inputs(called, "parameters"):
                         found.append(f"{where}/{name}: its container reads {port}")
 
