@@ -1,0 +1,78 @@
+"""The pipeline as it is compiled for Kubeflow, run to the end on this machine, each task in its own process."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from graphs import step_of
+from kfp import local
+
+from fairvlm_core.steps import STEPS
+from pipelines.compile import COMPILED, compiled
+from pipelines.fairvlm import fairvlm
+
+ROOT = Path(COMPILED).parent.parent
+SMALL = {
+    "ingest": {"dataset": "generated", "image_size": 32, "options": {"patients": 240, "pixels": 32}},
+    "base_models": {"preset": "tiny", "image_size": 32, "clip_steps": 2, "llava_steps": 2, "pictures": 64},
+}
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Run the pipeline with the small parameters and those given; returns the folder that holds one folder per task."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for name in ("MLFLOW_DISABLE_TELEMETRY", "DO_NOT_TRACK", "DVC_NO_ANALYTICS"):
+        monkeypatch.setenv(name, "true")
+    monkeypatch.chdir(tmp_path)
+
+    def start(**params):
+        local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root=str(tmp_path / "root"))
+        try:
+            fairvlm(**{f"{step}_params": {**SMALL.get(step, {}), **params.get(step, {})} for step in STEPS})
+        finally:
+            (folder,) = (tmp_path / "root").iterdir()
+            start.folder = folder
+
+    return start
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore::UserWarning")
+def test_the_whole_pipeline_runs_to_the_end(run, tmp_path):
+    run()
+    spec = compiled(COMPILED)[0]
+    tasks = {name: step_of(spec, task) for name, task in spec["root"]["dag"]["tasks"].items()}
+    finished = {path.parent.name for path in run.folder.glob("*/executor_output.json")}
+    assert finished == set(tasks)
+    for name, step in tasks.items():
+        assert (
+            step == "fetch_dataset" or json.loads((run.folder / name / "out" / "metrics.json").read_text()) is not None
+        )
+    assert not list(run.folder.rglob("*.partial"))
+
+    page = (run.folder / "compare" / "report").read_text()
+    assert page == (run.folder / "compare" / "out" / "report.html").read_text()
+    assert "<html" in page
+    assert (run.folder / "compare" / "table").read_text().startswith("|")
+
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
+    (registered,) = client.search_registered_models()
+    version = client.get_model_version_by_alias(registered.name, "challenger")
+    assert client.get_run(version.run_id).data.metrics
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore::UserWarning")
+def test_a_step_that_fails_fails_the_run_and_nothing_after_it_starts(run, capfd):
+    with pytest.raises(RuntimeError, match="validate"):
+        run(validate={"min_grup": 30})
+    tasks = {path.name for path in run.folder.iterdir()}
+    assert "ingest" in tasks
+    assert not tasks & {"stratify", "base-models", "stage1"}
+    assert "min_group" in capfd.readouterr().out  # the task's log says what was probably meant
