@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import generated_predictions as generated
 import numpy as np
 import pytest
 from sklearn import metrics as sklearn_metrics
@@ -12,7 +13,6 @@ from fairvlm_core.evaluation import metrics
 from fairvlm_core.evaluation.judgement import judge
 from fairvlm_core.evaluation.predictions import read_predictions, scores, write_predictions
 from fairvlm_core.evaluation.thresholds import decided
-from tests.evaluation import generated
 
 
 def judged(kind: str, *, min_cell: int = 10, split: str = "test"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import generated_predictions as generated
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,7 +11,6 @@ from sklearn.metrics import f1_score
 
 from fairvlm_core.evaluation.predictions import scores
 from fairvlm_core.evaluation.thresholds import add_decisions, decide, decided, f1, tune
-from tests.evaluation import generated
 
 nan = float("nan")
 
