@@ -109,7 +109,7 @@ def _parsed(value: Any, hint: Any, flag: str) -> Any:
 
 
 for _step in STEPS:
-    app.command(_step.replace("_", "-"))(_command(_step))
+    app.command(_step)(_command(_step))
 
 
 @app.command()

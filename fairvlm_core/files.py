@@ -67,6 +67,11 @@ def folder_written(path: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def checkpoint_folder(out: Path) -> Path:
+    """Where a step that writes `out` keeps what it can resume from: beside `out`, so that it outlives a killed run."""
+    return out.with_name(out.name.removesuffix(".partial") + ".checkpoint")
+
+
 def fingerprint(config: Mapping[str, Any], inputs: Mapping[str, Path]) -> str:
     """Hash a step's config and inputs: a checkpoint may be resumed only by the run that would write it again."""
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())

@@ -68,7 +68,7 @@ def split_patients(table: pa.Table, config: Any, *, where: str = "") -> pa.Table
     patient = encoded.indices.to_numpy()
     given = _split_of_patients(official, patient, len(encoded.dictionary), where)
 
-    shares = {name: share for name, share in (("test", config.test), ("validation", config.validation)) if share > 0}
+    shares = {name: share for name, share in (("test", config.test_share), ("validation", config.validation_share)) if share > 0}
     shares = {name: share for name, share in shares.items() if not (official == SPLITS.index(name)).any()}
     free = np.flatnonzero(given <= SPLITS.index("train"))
     if shares and len(free) <= len(shares):

@@ -7,13 +7,14 @@ checks the inputs and puts the output folder in place only when the step ended w
 from __future__ import annotations
 
 import importlib
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from fairvlm_core.errors import ConfigError, FairVLMError, nearest
-from fairvlm_core.files import folder_written, write_json
+from fairvlm_core.files import checkpoint_folder, folder_written, write_json
 
 STEPS = (
     "ingest",
@@ -67,4 +68,5 @@ def execute(name: str, config: Any, inputs: Mapping[str, Path | None], outputs: 
     with folder_written(out) as partial:
         metrics = module.run(config, given, {"out": partial})
         write_json(partial / "metrics.json", metrics)
+    shutil.rmtree(checkpoint_folder(out), ignore_errors=True)
     return metrics

@@ -158,5 +158,5 @@ def _plot(counts: Counts, dataset: str, min_cell: int, path: Path) -> None:
         axes.margins(y=0.12)
         axes.spines[["top", "right"]].set_visible(False)
     axes.legend(title="sex", frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
-    figure.text(0.005, 0.005, f"-: fewer than {min_cell} patients, or hidden with them", fontsize=7, color="0.4")
+    figure.supxlabel(f"-: fewer than {min_cell} patients, or hidden with them", fontsize=7, color="0.4")
     figure.savefig(path, dpi=110)

@@ -30,8 +30,8 @@ class Config:
     attributes: tuple[str, ...] = option(
         ("sex", "age_group"), "Groups whose combinations are balanced; none: no balancing."
     )
-    validation: float = option(0.15, "Share of the patients for validation, without an official one.", low=0, high=0.9)
-    test: float = option(0.2, "Share of the patients for test, without an official one.", low=0, high=0.9)
+    validation_share: float = option(0.15, "Share of the patients for validation, without an official one.", low=0, high=0.9)
+    test_share: float = option(0.2, "Share of the patients for test, without an official one.", low=0, high=0.9)
     oversample_cap: float = option(1.3, "A small cell is repeated to at most this many times its rows.", low=1, high=10)
     majority_cap: float | None = option(
         1.0, "A large cell keeps this many times the median cell; none: all its rows.", low=1
@@ -42,10 +42,10 @@ class Config:
 
     def __post_init__(self) -> None:
         check(self)
-        if self.validation + self.test >= 1:
+        if self.validation_share + self.test_share >= 1:
             raise ConfigError(
                 "No patient would be left for training.",
-                where="stratify.validation, stratify.test",
+                where="stratify.validation_share, stratify.test_share",
                 mend="Give shares that add up to less than 1.",
             )
 

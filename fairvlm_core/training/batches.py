@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fairvlm_core.cohort.images import ImageStore
-from fairvlm_core.cohort.table import Task, group_codes, label_matrix, read_cohort, rows_of, task_of
+from fairvlm_core.cohort.table import Task, group_codes, groups_of, label_matrix, read_cohort, rows_of, task_of
 from fairvlm_core.errors import CohortError
 
 
@@ -34,6 +34,7 @@ class Samples:
     labels: np.ndarray
     groups: np.ndarray
     attributes: tuple[str, ...]
+    group_names: dict[str, tuple[str, ...]]
     rows: np.ndarray
     notes: list[str | None]
     sexes: list[str | None]
@@ -74,6 +75,7 @@ def read_samples(cohort: Path, images: Path, split: str, attributes: Sequence[st
         labels=label_matrix(table),
         groups=group_codes(table, attributes),
         attributes=tuple(attributes),
+        group_names=groups_of(table),
         rows=store.rows(table.column("image").to_pylist()),
         notes=table.column("note").to_pylist(),
         sexes=table.column("sex").to_pylist(),

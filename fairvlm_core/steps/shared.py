@@ -1,0 +1,97 @@
+"""What the three training steps share: the fields of their configs, and how a run begins and ends."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fairvlm_core.steps.config import Port, check, option
+
+if TYPE_CHECKING:
+    from fairvlm_core.training.stages import Job
+
+TRAINING_INPUTS = {
+    "cohort": Port("Folder that stratify wrote."),
+    "images": Port("Folder that ingest wrote, with the image store."),
+    "base": Port("Folder that base_models wrote."),
+}
+OUTPUTS = {"out": Port("Folder to write: model.json, what was trained, history.json and history.png.")}
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Parameters of every training step."""
+
+    attributes: tuple[str, ...] = option(("sex", "age_group"), "Attributes to be fair over; they also stratify the batches.")
+    epochs: int = option(3, "Passes over the balanced training split.", low=1)
+    learning_rate: float = option(2e-5, "Peak learning rate of AdamW.", low=0)
+    batch_size: int = option(64, "Images per optimiser step.", low=2)
+    oversample: float = option(1.5, "Minority strata are repeated up to this multiple of the median stratum.", low=0)
+    augment: bool = option(True, "Colour jitter and rotation of at most 10 degrees for the repetitions.")
+    criterion: str = option(
+        "auc", "What selects the epoch on validation.", choices=("auc", "es_auc", "worst_group_auc", "dto")
+    )
+    seed: int = option(0, "Seed of everything random in this step.", low=0)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
+class TaskConfig(TrainingConfig):
+    """Parameters of L_task, which both stages of FairMed-VLM minimise."""
+
+    instruction_weight: float = option(1.0, "alpha: weight of L_inst.", low=0)
+    answer_weight: float = option(1.0, "beta: weight of L_qa.", low=0)
+    concept_weight: float = option(1.0, "gamma: weight of L_concept.", low=0)
+    describe: bool = option(True, "Also learn to write the note, where there is one.")
+    demographic_prompts: bool = option(True, "State sex and age before the question in training; never at inference.")
+    demographic_dropout: float = option(0.5, "Share of the demographic prompts that is left out.", low=0, high=1)
+    lora_rank: int = option(32, "Rank of the LoRA matrices.", low=1)
+    lora_alpha: int = option(64, "Scale of the LoRA matrices.", low=1)
+
+
+def begin(config: TrainingConfig, inputs: Mapping[str, Path], outputs: Mapping[str, Path], *, read: tuple[str, ...]) -> Job:
+    """Read the two splits a training step may see, and say where its checkpoints are.
+
+    Args:
+        read: the inputs that decide the result, for the fingerprint that guards a checkpoint.
+    """
+    from fairvlm_core.files import checkpoint_folder, fingerprint
+    from fairvlm_core.training.batches import read_samples
+    from fairvlm_core.training.stages import Job
+
+    splits = {
+        split: read_samples(inputs["cohort"], inputs["images"], split, config.attributes) for split in ("train", "validation")
+    }
+    return Job(
+        train=splits["train"],
+        validation=splits["validation"],
+        checkpoint=checkpoint_folder(outputs["out"]),
+        key=fingerprint(dataclasses.asdict(config), {name: inputs[name] for name in read}),
+        seed=config.seed,
+        batch_size=config.batch_size,
+        oversample=config.oversample,
+        augment=config.augment,
+        criterion=config.criterion,
+    )
+
+
+def finish(history: dict[str, list[dict[str, float]]], out: Path, images_per_second: float) -> dict[str, Any]:
+    """Write how training went, as numbers and as a picture; returns the step's metrics."""
+    from fairvlm_core.files import write_json
+    from fairvlm_core.training.curves import draw_history
+
+    write_json(out / "history.json", history)
+    draw_history(history, out / "history.png")
+    last = list(history.values())[-1]
+    best = max(last, key=lambda epoch: epoch.get("score", float("-inf")))
+    return {
+        "best_epoch": best["epoch"],
+        "images_per_second": round(images_per_second, 1),
+        **{f"validation_{name}": round(best[name], 6) for name in ("auc", "es_auc", "worst_group_auc", "dto") if name in best},
+        **{f"final_{name}": round(value, 6) for name, value in last[-1].items() if name not in ("epoch", "score")},
+    }

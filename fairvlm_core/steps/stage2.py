@@ -1,0 +1,44 @@
+"""FairMed-VLM, Stage 2: LoRA on tower and language model with cross-group contrast and moment alignment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fairvlm_core.steps.config import Port, option
+from fairvlm_core.steps.shared import OUTPUTS, TRAINING_INPUTS, TaskConfig, begin, finish
+
+INPUTS = {**TRAINING_INPUTS, "stage1": Port("Folder that stage1 wrote.")}
+__all__ = ["INPUTS", "OUTPUTS", "Config", "run"]
+
+
+@dataclass(frozen=True)
+class Config(TaskConfig):
+    """Parameters of the step."""
+
+    fairness_weight: float = option(0.1, "lambda: weight of both fairness losses together.", low=0)
+    contrast_weight: float = option(1.0, "eta1: weight of the cross-group contrast.", low=0)
+    moment_weight: float = option(1.0, "eta2: weight of the moment alignment.", low=0)
+    temperature: float = option(0.07, "tau of the cross-group contrast.", low=1e-3)
+    margin: float = option(0.3, "m: negatives are images of another label with a cosine above it.", low=-1, high=1)
+    hard_negative_fallback: bool = option(True, "Without a negative above the margin, take the hardest one; false is literal.")
+    covariance_weight: float = option(0.1, "Weight of the covariance terms in the moment alignment.", low=0)
+
+
+def run(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path]) -> dict[str, Any]:
+    """Write `model.json` and the adapters of both stages."""
+    import time
+
+    from fairvlm_core.models import base_path, describe
+    from fairvlm_core.models.vlm import load, save
+    from fairvlm_core.training.stages import train_stage2
+
+    job = begin(config, inputs, outputs, read=("cohort", "base", "stage1"))
+    vlm = load(inputs["stage1"], base_path(inputs["base"], "vlm"), describe(inputs["stage1"]))
+    started = time.perf_counter()
+    history = train_stage2(vlm, job, config)
+    seen = config.epochs * len(job.train)
+    save(vlm, outputs["out"], name="stage2", seed=config.seed, earlier=inputs["stage1"])
+    return finish(history, outputs["out"], seen / (time.perf_counter() - started))

@@ -1,0 +1,231 @@
+"""What is minimised: L_task and the fairness terms of FairMed-VLM, and Fair-MoE's contrastive loss with FOL."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fairvlm_core.cohort.prompts import DESCRIBE, NO, YES, caption, chat, demographic_prompt, questions
+from fairvlm_core.losses import (
+    concept_alignment,
+    contrast_statistics,
+    cross_group_contrast,
+    gate_dispersion,
+    moment_alignment,
+    transport_distance,
+)
+from fairvlm_core.losses.answers import answer_bce, instruction_loss, option_cross_entropy
+from fairvlm_core.models.dual import DualEncoder, Encoded
+from fairvlm_core.models.packing import Turn, pack
+from fairvlm_core.models.vlm import VLM
+from fairvlm_core.training.batches import Samples
+
+NOTE_TOKENS = 48  # a longer note is cut: the answers, not the notes, are what is scored
+
+Terms = dict[str, "Tensor | float"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples of one step: their indices, and which of them are repetitions to be augmented."""
+
+    indices: np.ndarray
+    repeated: np.ndarray
+
+
+def concept_targets(vlm: VLM, labels: Tensor) -> tuple[list[str], Tensor]:
+    """The controlled vocabulary and which phrases hold for each image: C phrases, bool [n, C] (FairMed-VLM, Stage 1).
+
+    A binary task has its absence as the second concept; with a single phrase there would be nothing to tell apart.
+    """
+    task = vlm.task
+    if task.kind == "binary":
+        return [*task.negatives, *task.concepts], torch.cat([labels == 0, labels == 1], 1)
+    return list(task.concepts), labels == 1
+
+
+def concept_loss(vlm: VLM, image_tokens: Tensor, labels: Tensor) -> Tensor:
+    """L_concept: the pooled image tokens against the phrases' embeddings."""
+    phrases, positives = concept_targets(vlm, labels)
+    return concept_alignment(image_tokens.mean(1).float(), vlm.concept_embeddings(phrases).float(), positives)
+
+
+def conversation(
+    vlm: VLM, labels: np.ndarray, note: str | None, demographics: str
+) -> tuple[list[Turn], list[bool]]:
+    """The sequences asked of one image, and which of them the model must learn to say.
+
+    Multiclass: one per option, the right one is learnt. Otherwise: one per label, learnt where the label is known.
+    A note, where there is one, is the answer to a request to describe.
+    """
+    task = vlm.task
+    if task.kind == "multiclass":
+        prompt = chat(task.question, demographics)
+        turns = [vlm.sequence(prompt, option) for option in task.concepts]
+        learnt = [bool(value == 1) for value in labels]
+    else:
+        turns = [
+            vlm.sequence(chat(question, demographics), NO if value == 0 else YES)
+            for question, value in zip(questions(task), labels, strict=True)
+        ]
+        learnt = [not np.isnan(value) for value in labels]
+    if note:
+        turns.append(vlm.sequence(chat(DESCRIBE, demographics), note, NOTE_TOKENS))
+        learnt.append(True)
+    return turns, learnt
+
+
+def answer_losses(
+    vlm: VLM, image_tokens: Tensor, labels: np.ndarray, notes: Sequence[str | None], demographics: Sequence[str]
+) -> tuple[Tensor, Tensor]:
+    """L_inst and L_qa of one batch, from a single forward pass (FairMed-VLM, Stage 1)."""
+    asked = [conversation(vlm, *one) for one in zip(labels, notes, demographics, strict=True)]
+    packed = pack([turns for turns, _ in asked]).to(image_tokens.device)
+    learnt = torch.tensor([flag for _, flags in asked for flag in flags], device=image_tokens.device)
+    logits = vlm.answer_logits(image_tokens, packed)
+
+    told = learnt[packed.sequence]
+    instruction = instruction_loss(logits[told], packed.target[told])
+
+    # Sequences of each image begin with its L questions or options; a note comes after them.
+    width = labels.shape[1]
+    counts = torch.tensor([len(turns) for turns, _ in asked])
+    first = torch.cumsum(counts, 0) - counts
+    scored = (first[:, None] + torch.arange(width)).to(image_tokens.device)
+    known = torch.from_numpy(labels).to(image_tokens.device)
+    if vlm.task.kind == "multiclass":
+        chosen = logits.log_softmax(-1).gather(1, packed.target[:, None])[:, 0]
+        likelihood = torch.zeros(len(packed.lengths), device=logits.device).index_add(0, packed.sequence, chosen)
+        right = torch.where(known.isnan().any(1), -1, known.nan_to_num().argmax(1))
+        return instruction, option_cross_entropy(likelihood[scored], packed.lengths[scored], right)
+    starts = (torch.cumsum(packed.lengths, 0) - packed.lengths)[scored]
+    yes, no = vlm.yes_no
+    return instruction, answer_bce(logits[starts, yes] - logits[starts, no], known)
+
+
+def demographics_of(samples: Samples, indices: np.ndarray, dropout: float, generator: torch.Generator) -> list[str]:
+    """Demographic prompts with dropout: the model also sees the form it is used in, which has none."""
+    drop = torch.rand(len(indices), generator=generator) < dropout
+    return [
+        "" if hidden else demographic_prompt(samples.sexes[i], samples.ages[i])
+        for i, hidden in zip(indices, drop.tolist(), strict=True)
+    ]
+
+
+def fairness_losses(
+    embeddings: Tensor,
+    targets: Tensor,
+    groups: Tensor,
+    *,
+    temperature: float,
+    margin: float,
+    hard_negative_fallback: bool,
+    covariance_weight: float,
+) -> Terms:
+    """L_supcon and L_dist on z, with the figures that say whether they had anything to work on (FairMed-VLM, Stage 2)."""
+    if targets.ndim == 1:
+        keep = targets >= 0
+        embeddings, targets, groups = embeddings[keep], targets[keep], groups[keep]
+    contrast = cross_group_contrast(
+        embeddings, targets, groups, temperature=temperature, margin=margin, hard_negative_fallback=hard_negative_fallback
+    )
+    moments = moment_alignment(embeddings, targets, groups, covariance_weight=covariance_weight)
+    return {"contrast": contrast, "moments": moments, **contrast_statistics(embeddings, targets, groups, margin=margin)}
+
+
+def texts_for(samples: Samples, indices: np.ndarray, prompt_share: float, generator: torch.Generator) -> list[str | None]:
+    """The text of each pair: its note, or the caption of its labels (always without a note, and for a share of the pairs).
+
+    Zero-shot evaluation reads captions of that form, so training must have seen them beside the notes.
+    """
+    captioned = torch.rand(len(indices), generator=generator) < prompt_share
+    return [
+        caption(samples.task, samples.labels[i]) if prompt or not samples.notes[i] else samples.notes[i]
+        for i, prompt in zip(indices, captioned.tolist(), strict=True)
+    ]
+
+
+def image_text_loss(image: Tensor, text: Tensor, same: Tensor, scale: Tensor) -> Tensor:
+    """Symmetric contrastive loss of CLIP on unit-length features [n, d]; pairs with the same text are all positives.
+
+    Args:
+        same: bool [n, n], true where two pairs have the same text; the identity is CLIP's own loss.
+    """
+    logits = scale * image @ text.T
+    target = same.to(logits) / same.sum(1, keepdim=True)
+    by_image = -(target * F.log_softmax(logits, 1)).sum(1).mean()
+    by_text = -(target * F.log_softmax(logits.T, 1)).sum(1).mean()
+    return (by_image + by_text) / 2
+
+
+def same_text(texts: Sequence[str]) -> Tensor:
+    """bool [n, n]: which texts are equal."""
+    numbers = {text: number for number, text in enumerate(dict.fromkeys(texts))}
+    codes = torch.tensor([numbers[text] for text in texts])
+    return codes[:, None] == codes[None, :]
+
+
+@dataclass(frozen=True)
+class GroupBatches:
+    """Where the pairs of one step lie in the single forward pass: the batch first, then a batch per group.
+
+    Attributes:
+        batch: number of pairs of the batch.
+        groups: per attribute and group, (start, end) of its pairs.
+    """
+
+    batch: int
+    groups: tuple[tuple[int, int], ...]
+
+
+def fairness_oriented_loss(
+    image: Encoded, text: Encoded, layout: GroupBatches, masks: tuple[Tensor | None, Tensor | None]
+) -> Terms:
+    """FOL: L_distance and the four dispersion terms F_EI, F_ET, F_FI, F_FT (Fair-MoE).
+
+    Args:
+        masks: which tokens count in the embedding mixtures of image and text; padding must not enter a variance.
+    """
+    cosines = (image.features * text.features).sum(1)
+    batch = slice(0, layout.batch)
+    parts = [slice(*bounds) for bounds in layout.groups]
+    zero = cosines.sum() * 0
+    terms: Terms = {"distance": sum((transport_distance(cosines[batch], cosines[part]) for part in parts), zero)}
+    for side, encoded, mask in (("image", image, masks[0]), ("text", text, masks[1])):
+        for kind, gates in encoded.gates.items():
+
+            def chosen(part: slice, gates: Tensor = gates, mask: Tensor | None = mask) -> Tensor:
+                return gates[part][mask[part]] if mask is not None and gates.ndim == 3 else gates[part]
+
+            terms[f"dispersion_{kind}_{side}"] = gate_dispersion(chosen(batch), [chosen(part) for part in parts])
+    return terms
+
+
+def draw_groups(samples: Samples, size: int, generator: torch.Generator) -> list[np.ndarray]:
+    """For each attribute and group, `size` samples of that group at random (Fair-MoE, group batches).
+
+    A group without a sample in the training split has no batch.
+    """
+    drawn = []
+    for k in range(samples.groups.shape[1]):
+        for group in range(samples.groups[:, k].max() + 1):
+            members = np.flatnonzero(samples.groups[:, k] == group)
+            if len(members):
+                drawn.append(members[torch.randint(len(members), (size,), generator=generator).numpy()])
+    return drawn
+
+
+def encode_unique(dual: DualEncoder, texts: Sequence[str]) -> tuple[Encoded, Tensor | None]:
+    """Encode each different text once and spread the result: features [n, d], gates, and the token mask [n, T]."""
+    unique = list(dict.fromkeys(texts))
+    encoded = dual.encode_text(unique)
+    place = {text: number for number, text in enumerate(unique)}
+    rows = torch.tensor([place[text] for text in texts], device=encoded.features.device)
+    gates = {name: value[rows] for name, value in encoded.gates.items()}
+    mask = dual.slots["text"].mask if "text" in dual.slots else None
+    return Encoded(encoded.features[rows], gates), None if mask is None else mask[rows]
