@@ -72,8 +72,8 @@ def cross_group_contrast(
     _, positives, other, negatives = _masks(cosines, labels, groups, margin)
     if hard_negative_fallback:
         nearest = cosines.detach().masked_fill(~other, -torch.inf).argmax(-1, keepdim=True)
-        stand_in = torch.zeros_like(other).scatter_(-1, nearest, True) & other
-        negatives = negatives | (stand_in & ~negatives.any(-1, keepdim=True))
+        # Where N(i) is not empty, the nearest is in it already.
+        negatives = negatives | (torch.zeros_like(other).scatter_(-1, nearest, True) & other)
 
     scores = cosines / temperature
     against, any_negative = masked_logsumexp(scores.expand_as(negatives), negatives)

@@ -167,9 +167,13 @@ class EmbeddingMoE(nn.Module):
         return out.view_as(x), gates
 
     def _slots(self, tokens: Tensor) -> Tensor:
-        """alpha [B] for the number of tokens [B]; in float64, for in float32 3.0000001 would be rounded up to 4."""
-        exact = (self.capacity * tokens.double() * self.top_k / len(self.experts)).ceil().long()
-        return torch.minimum(exact.clamp_min(1), tokens)
+        """alpha [B] for the number of tokens [B]; in float64, for in float32 3.0000001 would be rounded up to 4.
+
+        The ceiling of a positive number is 1 at least, so only a sample without tokens has no slot.
+        """
+        available = tokens.double()
+        exact = (self.capacity * available * self.top_k / len(self.experts)).ceil()
+        return torch.minimum(exact, available).long()
 
 
 class FeatureMoE(nn.Module):

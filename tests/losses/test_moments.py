@@ -169,11 +169,16 @@ def test_duplicates_and_zero_vectors(d):
 
 
 def test_equal_groups_have_no_loss():
+    groups = torch.arange(24).unsqueeze(1) // 8
+    averaging = torch.nn.functional.one_hot(groups[:, 0]).T.float() / 8
     g = torch.Generator().manual_seed(0)
-    x = torch.randn(5, 64, generator=g).repeat(2, 1)
-    groups = torch.tensor([[0]] * 5 + [[1]] * 5)
-    value = moment_alignment(x, torch.zeros(10), groups, covariance_weight=1.0)
-    assert 0 <= value.item() < 1e-7
+    for _ in range(100):
+        x = torch.randn(8, 64, generator=g)
+        x = torch.cat([x[torch.randperm(8, generator=g)] for _ in range(3)])
+        assert 0 <= moment_alignment(x, torch.zeros(24), groups, covariance_weight=1.0).item() < 1e-7
+        centred = torch.nn.functional.normalize(x)
+        centred = centred - centred[:8].mean(0)
+        assert (squared_covariance_gaps(centred, averaging) >= 0).all()
 
 
 @pytest.mark.parametrize("d", [3, 12])

@@ -267,6 +267,20 @@ def test_top_experts_and_top_tokens_by_hand():
     assert kept.int().tolist() == [[[1, 1, 0], [1, 1, 0], [0, 0, 1]]]
 
 
+def test_infinite_capacity_drops_nothing():
+    torch.manual_seed(0)
+    moe, x = EmbeddingMoE(4, capacity=math.inf), torch.randn(2, 6, 4)
+    _, gates = moe(x, torch.arange(6).expand(2, 6) < torch.tensor([[6], [3]]))
+    assert (gates > 0).sum(-1).tolist() == [[2] * 6, [2] * 3 + [0] * 3]
+
+
+def test_ties_among_many():
+    assert top_experts(torch.zeros(3, 300), 7).nonzero()[:, 1].tolist() == [*range(7)] * 3
+    weights = torch.zeros(1, 300, 1)
+    kept = top_tokens(weights, torch.ones(1, 300, 1).bool(), torch.tensor([7]))
+    assert kept.flatten().nonzero().flatten().tolist() == [*range(7)]
+
+
 def test_routing_statistics_by_hand():
     gates = torch.tensor(
         [
