@@ -12,12 +12,13 @@ IGNORED = -100
 
 
 @full_precision
-def instruction_loss(logits: Tensor, labels: Tensor) -> Tensor:
+def instruction_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """Next-token cross-entropy on the answer tokens (L_inst, FairMed-VLM, stage 1).
 
     Args:
-        logits: [n, T, V], the prediction at position t is for the token at t + 1.
-        labels: [n, T] token ids, with -100 on prompt, image and padding.
+        logits: [A, V], what the model said where it predicts each answer token; the packing of questions gives these
+            rows alone, so logits of prompt, image and padding (gigabytes of them) are never computed.
+        targets: [A] the answer's token ids; -100 takes no part.
 
     Returns:
         Scalar, the mean over the answer tokens of the batch; 0 where there is none.
@@ -25,15 +26,12 @@ def instruction_loss(logits: Tensor, labels: Tensor) -> Tensor:
     Raises:
         ValueError: shapes that do not fit together.
     """
-    if logits.ndim != 3 or labels.shape != logits.shape[:2]:
-        raise ValueError(
-            f"logits must be [n, T, V] and labels [n, T], not {list(logits.shape)} and {list(labels.shape)}."
-        )
-    targets = labels[:, 1:].to(logits.device)
-    answer = targets != IGNORED
-    # Only the answer's rows are raised to float32: the whole of [n, T, V] would be gigabytes.
-    (rows,) = as_float(logits[:, :-1][answer])
-    return F.cross_entropy(rows, targets[answer], reduction="sum") / answer.sum().clamp_min(1)
+    if logits.ndim != 2 or targets.shape != logits.shape[:1]:
+        raise ValueError(f"logits must be [A, V] and targets [A], not {list(logits.shape)} and {list(targets.shape)}.")
+    targets = targets.to(logits.device)
+    told = targets != IGNORED
+    (rows,) = as_float(logits[told])
+    return F.cross_entropy(rows, targets[told], reduction="sum") / told.sum().clamp_min(1)
 
 
 def yes_no_log_odds(logits: Tensor, yes_id: int, no_id: int) -> Tensor:
