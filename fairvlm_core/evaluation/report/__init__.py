@@ -1,0 +1,58 @@
+"""The fairness report: from a predictions file, or from the comparison of models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fairvlm_core.evaluation.report.page import page
+from fairvlm_core.evaluation.report.subjects import HOW_ARGMAX, HOW_TUNED, Subject, subjects_in
+from fairvlm_core.evaluation.report.tables import summary_table
+from fairvlm_core.evaluation.report.words import Selection
+from fairvlm_core.files import read_json, written
+
+REPORT_FILE = "report.html"
+COMPARISON_FILE = "comparison.json"
+
+
+def write_report(predictions: Path, out: Path, *, min_cell: int = 10) -> None:
+    """Write a self-contained HTML report on any predictions file, of one model or of several.
+
+    Args:
+        predictions: the file, or the folder that holds `predictions.parquet`.
+        out: the HTML file to write.
+        min_cell: groups with fewer images are suppressed.
+
+    Raises:
+        PredictionsError: when the file breaks the contract, or its models were not given the same images.
+    """
+    from fairvlm_core.evaluation.predictions import read_predictions
+
+    subjects, split, how = subjects_in(read_predictions(predictions), min_cell=min_cell, where=predictions)
+    _write(out, page(subjects, title="Fairness report", split=split, how=how))
+
+
+def write_comparison(
+    subjects: Sequence[Subject], out: Path, *, selection: Selection, strata: Mapping[str, Any] | None
+) -> None:
+    """Write the report of a comparison: models on test, which one validation selected, and the training cohort."""
+    multiclass = subjects[0].scores.kind == "multiclass"
+    how = HOW_ARGMAX if multiclass else HOW_TUNED
+    title = "Fairness of the compared models"
+    _write(out, page(subjects, title=title, split="test", how=how, strata=strata, selection=selection))
+
+
+def print_summary(folder: Path) -> None:
+    """Print the table of all models that `compare` wrote into `folder`, and where the report is."""
+    from rich.console import Console
+
+    console = Console()
+    console.print(summary_table(read_json(folder / COMPARISON_FILE, made_by="compare")))
+    # A path is copied from the terminal: it is not wrapped, and nothing in it is markup.
+    console.print(f"Report: {folder / REPORT_FILE}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _write(out: Path, text: str) -> None:
+    with written(out) as partial:
+        partial.write_text(text, encoding="utf-8")

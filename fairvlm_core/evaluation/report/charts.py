@@ -1,0 +1,195 @@
+"""The report's figures as SVG: text stays text, colours come from the style sheet, light or dark."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fairvlm_core.evaluation.report.subjects import Subject, group_curves
+from fairvlm_core.evaluation.report.svg import colour, dash, drawing, element, marker, text_width, ticks
+from fairvlm_core.evaluation.report.words import attribute_name, count, number
+
+WIDTH = 816.0  # what the page has room for
+BAR, GAP = 12.0, 3.0
+PANEL = 256.0  # three in a row
+
+
+def auc_bars(subjects: Sequence[Subject], attribute: str) -> str:
+    """AUC of each group (rows) for each model (bars that start at chance, 0.5), with the groups' counts."""
+    first = subjects[0].judgement
+    rows = [("all images", count(first["n"]), [subject.judgement["overall"]["auc"] for subject in subjects], "")]
+    reasons = _reasons(first["attributes"][attribute])
+    for name, group in first["attributes"][attribute]["groups"].items():
+        counts = count(group["n"])
+        if group["positives"] is not None:
+            counts += f" · {count(group['positives'])} positive"
+        values = [subject.judgement["attributes"][attribute]["groups"][name]["auc"] for subject in subjects]
+        rows.append((name, counts, values, reasons.get(name, "not judged")))
+    known = [value for _, _, values, _ in rows for value in values if value is not None]
+    low = min(0.5, math.floor(min(known, default=0.5) * 10) / 10)
+    left = 24 + max(max(text_width(name, 13), text_width(counts, 11.5)) for name, counts, _, _ in rows)
+    right = WIDTH - 52
+    bars = len(subjects)
+    # Two lines of label need 32 px even where there is one bar.
+    height = max(bars * (BAR + GAP) - GAP, 30.0) + 16
+    bottom = 8 + height * len(rows)
+
+    def x(value: float) -> float:
+        return left + (value - low) / (1 - low) * (right - left)
+
+    parts = []
+    for tick in ticks(low, 1, 5):
+        parts.append(element("line", x1=x(tick), x2=x(tick), y1=4.0, y2=bottom, class_="grid"))
+        parts.append(element("text", text=f"{tick:.1f}", x=x(tick), y=bottom + 18, class_="tick", text_anchor="middle"))
+    parts.append(element("line", x1=x(0.5), x2=x(0.5), y1=4.0, y2=bottom, class_="axis"))
+    parts.append(
+        element(
+            "text",
+            text="AUC (0.5 is chance, 1 is perfect)",
+            x=(left + right) / 2,
+            y=bottom + 38,
+            class_="tick",
+            text_anchor="middle",
+        )
+    )
+    for i, (name, counts, values, reason) in enumerate(rows):
+        middle = 8 + height * (i + 0.5)
+        if i:
+            parts.append(element("line", x1=0, x2=right, y1=8 + height * i, y2=8 + height * i, class_="rule"))
+        parts.append(element("text", text=name, x=left - 14, y=middle - 2, class_="name", text_anchor="end"))
+        parts.append(element("text", text=counts, x=left - 14, y=middle + 14, class_="count", text_anchor="end"))
+        if all(value is None for value in values):
+            parts.append(element("text", text=reason, x=x(0.5) + 10, y=middle + 4, class_="count"))
+            continue
+        top = middle - (bars * (BAR + GAP) - GAP) / 2
+        for j, value in enumerate(values):
+            if value is None:
+                continue
+            y = top + j * (BAR + GAP)
+            start, end = sorted((x(0.5), x(value)))
+            parts.append(
+                element("rect", x=start, y=y, width=max(end - start, 1.0), height=BAR, rx=2, class_=f"bar {colour(j)}")
+            )
+            parts.append(element("text", text=number(value), x=max(end, start) + 6, y=y + BAR - 2, class_="value"))
+    label = f"Bars of the AUC per group of {attribute_name(attribute)}; the numbers are in the table below the figure."
+    return drawing(WIDTH, bottom + 48, label, parts)
+
+
+def roc_panel(subject: Subject, attribute: str, groups: Sequence[str]) -> str:
+    """ROC curves of one model, one line per group; `groups` fixes each group's colour and dash."""
+    parts = [
+        *_frame(
+            subject.title, [0, 0.25, 0.5, 0.75, 1], [0, 0.25, 0.5, 0.75, 1], "false positive rate", "true positive rate"
+        )
+    ]
+    parts.append(element("line", x1=_px(0), y1=_py(0), x2=_px(1), y2=_py(1), class_="chance"))
+    for name, (fpr, tpr) in group_curves(subject, attribute).items():
+        i = groups.index(name)
+        points = " ".join(f"{_px(a):.1f},{_py(b):.1f}" for a, b in zip(fpr, tpr, strict=True))
+        parts.append(element("polyline", points=points, class_=f"curve {colour(i)}", stroke_dasharray=dash(i)))
+    return drawing(PANEL, PANEL + 4, f"ROC curves of {subject.title} per group of {attribute_name(attribute)}.", parts)
+
+
+def tradeoff_panel(subjects: Sequence[Subject], attribute: str, *, xs: Sequence[float], ys: Sequence[float]) -> str:
+    """Accuracy against the equalized odds difference, one mark per model, on axes shared by all panels."""
+    parts = [*_frame(attribute_name(attribute), xs, ys, "equalized odds difference", "accuracy")]
+    for i, subject in enumerate(subjects):
+        gap, height = subject.judgement["attributes"][attribute]["eod"], subject.judgement["overall"]["accuracy"]
+        if gap is not None and height is not None:
+            parts.append(marker(i, _px(_share(gap, xs)), _py(_share(height, ys))))
+    told = ", ".join(f"{s.title} {number(s.judgement['attributes'][attribute]['eod'])}" for s in subjects)
+    label = f"Accuracy against equalized odds difference by {attribute_name(attribute)}: {told}."
+    return drawing(PANEL, PANEL + 4, label, parts)
+
+
+def tradeoff_axes(subjects: Sequence[Subject]) -> tuple[list[float], list[float]]:
+    """Ticks of both axes that hold every model and attribute."""
+    gaps = [a["eod"] for s in subjects for a in s.judgement["attributes"].values() if a["eod"] is not None]
+    heights = [s.judgement["overall"]["accuracy"] for s in subjects if s.judgement["overall"]["accuracy"] is not None]
+    low, high = min(heights, default=0.5), max(heights, default=0.5)
+    margin = max(0.15 * (high - low), 0.02)
+    return ticks(0, max(gaps, default=0.1) * 1.06, 5), ticks(max(low - margin, 0), min(high + margin, 1), 5)
+
+
+def cohort_bars(strata: Mapping[str, Any]) -> str:
+    """Training images per cell before and after balancing; a suppressed count has no bar."""
+    cells = strata["cells"]
+    names = [" · ".join(str(cell[name]) for name in strata["attributes"]) or "all" for cell in cells]
+    left = 20 + max(text_width(name, 13) for name in names)
+    right = WIDTH - 84
+    counts = [cell[key] for cell in cells for key in ("train_before", "train_after") if isinstance(cell[key], int)]
+    marks = ticks(0, max(counts, default=1), 6)
+    height = 2 * (BAR + GAP) + 14
+    bottom = 8 + height * len(cells)
+
+    def x(value: float) -> float:
+        return left + value / marks[-1] * (right - left)
+
+    parts = []
+    for tick in marks:
+        parts.append(element("line", x1=x(tick), x2=x(tick), y1=4.0, y2=bottom, class_="grid"))
+        parts.append(
+            element("text", text=f"{tick:,.0f}", x=x(tick), y=bottom + 18, class_="tick", text_anchor="middle")
+        )
+    parts.append(
+        element(
+            "text", text="training images", x=(left + right) / 2, y=bottom + 38, class_="tick", text_anchor="middle"
+        )
+    )
+    for i, (name, cell) in enumerate(zip(names, cells, strict=True)):
+        top = 8 + height * i + 7
+        parts.append(element("text", text=name, x=left - 14, y=top + BAR + 5, class_="name", text_anchor="end"))
+        values = [cell["train_before"], cell["train_after"]]
+        if values == [None, None]:
+            parts.append(
+                element("text", text="suppressed: too few people", x=left + 10, y=top + BAR + 5, class_="count")
+            )
+            continue
+        for value, y, fill in zip(values, (top, top + BAR + GAP), ("c0", "c1"), strict=True):
+            width = 0.0 if value is None else max(x(value) - left, 1.0)
+            shown = "suppressed" if value is None else f"{value:,}"
+            parts.append(element("rect", x=left, y=y, width=width, height=BAR, rx=2, class_=f"bar {fill}"))
+            parts.append(element("text", text=shown, x=left + width + 6, y=y + BAR - 2, class_="value"))
+    parts.append(element("line", x1=left, x2=left, y1=4.0, y2=bottom, class_="axis"))
+    return drawing(WIDTH, bottom + 48, "Bars of the training images per cell before and after balancing.", parts)
+
+
+def _frame(title: str, xs: Sequence[float], ys: Sequence[float], x_name: str, y_name: str) -> list[str]:
+    """A panel's title, grid, ticks and axis names."""
+    parts = [element("text", text=title, x=_px(0), y=14.0, class_="name")]
+    for tick in xs:
+        x = _px(_share(tick, xs))
+        parts.append(element("line", x1=x, x2=x, y1=_py(0), y2=_py(1), class_="grid"))
+        parts.append(element("text", text=f"{tick:g}", x=x, y=_py(0) + 16, class_="tick", text_anchor="middle"))
+    for tick in ys:
+        y = _py(_share(tick, ys))
+        parts.append(element("line", x1=_px(0), x2=_px(1), y1=y, y2=y, class_="grid"))
+        parts.append(element("text", text=f"{tick:g}", x=_px(0) - 6, y=y + 4, class_="tick", text_anchor="end"))
+    parts.append(element("text", text=x_name, x=_px(0.5), y=_py(0) + 34, class_="tick", text_anchor="middle"))
+    turned = f"rotate(-90 12 {_py(0.5):.1f})"
+    parts.append(
+        element("text", text=y_name, x=12.0, y=_py(0.5), class_="tick", text_anchor="middle", transform=turned)
+    )
+    return parts
+
+
+def _px(share: float) -> float:
+    return 52 + share * (PANEL - 52 - 14)
+
+
+def _py(share: float) -> float:
+    return 24 + (1 - share) * (PANEL - 52 - 14)
+
+
+def _share(value: float, marks: Sequence[float]) -> float:
+    return (value - marks[0]) / (marks[-1] - marks[0])
+
+
+def _reasons(found: Mapping[str, Any]) -> dict[str, str]:
+    """Why a group has no AUC, in the words of its row."""
+    reasons: dict[str, set[str]] = {}
+    for item in found["unjudged"]:
+        reasons.setdefault(item["group"], set()).add(item["reason"])
+    told = {name: f"not judged: {', '.join(sorted(why))}" for name, why in reasons.items()}
+    return told | dict.fromkeys(found["suppressed"], "suppressed: too few people")

@@ -1,0 +1,137 @@
+"""What a report is about: models, each judged on one split of the same images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from fairvlm_core.errors import PredictionsError
+from fairvlm_core.evaluation.judgement import judge, with_intersection
+from fairvlm_core.evaluation.metrics import roc_curve
+from fairvlm_core.evaluation.predictions import Scores, kind_of, scores
+from fairvlm_core.evaluation.thresholds import DEFAULT, decided, tune
+
+GRID = np.linspace(0, 1, 101)
+HOW_GIVEN = "The decisions are those in the predictions file (column y_pred); it does not say how they were made."
+HOW_ARGMAX = "Every image gets the class with the largest score; there is no threshold."
+HOW_TUNED = (
+    "For each label, the threshold is the one with the best F1 on the validation split, fixed before the test split "
+    "was read; it decides accuracy and fairness alike."
+)
+HOW_SAME = " There is no test split: these very images were used to tune, so the numbers below flatter the models."
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One model on the split that is reported.
+
+    Attributes:
+        title: its name as the reader sees it.
+        scores: its predictions, decided.
+        judgement: what `judge` says about them.
+        thresholds: label -> threshold; empty for multi-class and where the file does not say.
+    """
+
+    title: str
+    scores: Scores
+    judgement: dict[str, Any]
+    thresholds: Mapping[str, float]
+
+
+def subjects_in(table: pa.Table, *, min_cell: int, where: Path) -> tuple[list[Subject], str, str]:
+    """The models of a predictions table, the split they are judged on, and how their decisions were made.
+
+    The split is test, or without one validation, or the first. Where the table has no decisions, thresholds are tuned
+    on validation; without validation they are 0.5.
+
+    Raises:
+        PredictionsError: when the models were not given the same images.
+    """
+    splits = pc.unique(table.column("split")).to_pylist()
+    if not splits:
+        raise PredictionsError("The predictions are empty.", where=str(where), mend="Run `fairvlm predict` again.")
+    split = next((name for name in ("test", "validation") if name in splits), splits[0])
+    subjects, how = [], ""
+    for title, part in _models(table):
+        given = scores(part, split)
+        thresholds: dict[str, float] = {}
+        if not np.isnan(given.y_pred).all():
+            how = HOW_GIVEN
+        elif given.kind == "multiclass":
+            given, how = decided(given, {}), HOW_ARGMAX
+        elif "validation" in splits:
+            thresholds = tuned(scores(part, "validation", labels=given.labels))
+            given, how = decided(given, thresholds), HOW_TUNED + ("" if split == "test" else HOW_SAME)
+        else:
+            thresholds = dict.fromkeys(given.labels, DEFAULT)
+            given, how = decided(given, thresholds), "There is no validation split to tune on: every threshold is 0.5."
+        subjects.append(Subject(title, given, judge(given, min_cell=min_cell), thresholds))
+    require_same_images(subjects, where=str(where))
+    return subjects, split, how
+
+
+def tuned(validation: Scores) -> dict[str, float]:
+    """Label -> the threshold that is best on validation."""
+    best = tune(validation.y_true, validation.y_score)
+    return {label: float(value) for label, value in zip(validation.labels, best, strict=True)}
+
+
+def require_same_images(subjects: Sequence[Subject], *, where: str) -> None:
+    """Models can be compared only on the same images and labels."""
+    first = subjects[0].scores
+    for subject in subjects[1:]:
+        same_images = set(subject.scores.sample_ids) == set(first.sample_ids)
+        if not same_images or set(subject.scores.labels) != set(first.labels):
+            what = "labels" if same_images else "images"
+            raise PredictionsError(
+                f'"{subjects[0].title}" and "{subject.title}" were not given the same {what}.',
+                where=where,
+                mend="Predict the same split of the same cohort with every model.",
+            )
+
+
+def group_curves(subject: Subject, attribute: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """ROC curve of each group that was judged: (fpr, tpr), with several labels the mean over those judged.
+
+    The curves are drawn at 101 points, so that the picture gives away nobody's score.
+    """
+    groups = with_intersection(subject.scores.groups)[attribute]
+    curves = {}
+    for name, group in subject.judgement["attributes"][attribute]["groups"].items():
+        if group["auc"] is None:
+            continue
+        judged = [
+            label
+            for label, found in subject.judgement["attributes"][attribute]["labels"].items()
+            if found["groups"].get(name, {}).get("auc") is not None
+        ]
+        columns = [subject.scores.labels.index(label) for label in judged]
+        rows = groups == name
+        lines = [
+            np.interp(GRID, *roc_curve(subject.scores.y_true[rows, j], subject.scores.y_score[rows, j]))
+            for j in columns
+        ]
+        curves[name] = np.append(0.0, GRID), np.append(0.0, np.mean(lines, axis=0))
+    return curves
+
+
+def _models(table: pa.Table) -> list[tuple[str, pa.Table]]:
+    """Each model's rows; several seeds of one model are several models."""
+    table = table.replace_schema_metadata({**(table.schema.metadata or {}), b"fairvlm.kind": kind_of(table).encode()})
+    found = []
+    for model in pc.unique(table.column("model")).to_pylist():
+        rows = table.filter(pc.equal(table.column("model"), model))
+        seeds = pc.unique(rows.column("seed")).to_pylist()
+        if len(seeds) < 2:
+            found.append((model, rows))
+            continue
+        for seed in seeds:
+            mask = pc.is_null(rows.column("seed")) if seed is None else pc.equal(rows.column("seed"), seed)
+            found.append((f"{model}, seed {seed}", rows.filter(mask)))
+    return found

@@ -1,0 +1,152 @@
+"""The words of a report: names, numbers as text, the verdict and the glossary."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fairvlm_core.evaluation.report.subjects import Subject
+
+CRITERIA = {
+    "auc": "AUC",
+    "es_auc": "ES-AUC",
+    "worst_group_auc": "AUC of the worst group",
+    "dto": "distance to the utopia point",
+}
+
+GLOSSARY = {
+    "Group": "The images of people who share an attribute, for instance women. People whose attribute is unknown are "
+    "in no group, but count in the overall numbers.",
+    "Accuracy": "Share of decisions that are right. When few people are ill it is high for a model that finds nobody.",
+    "Balanced accuracy": "Mean of the share found among the ill and the share cleared among the healthy. 0.5 is "
+    "chance.",
+    "AUC": "Chance that a random ill person gets a higher score than a random healthy one. 1 is perfect, 0.5 no better "
+    "than a coin.",
+    "ES-AUC": "Equity-scaled AUC: AUC / (1 + sum of each group's distance from it). Equal to AUC when all groups are "
+    "served alike, and smaller the more they differ.",
+    "Selection rate": "Share of a group that the model calls positive.",
+    "True positive rate": "Share of a group's ill people whom the model finds.",
+    "False positive rate": "Share of a group's healthy people whom the model calls ill.",
+    "{parity}": "{parity_name}: largest minus smallest selection rate of the groups. It is not 0 for a perfect model "
+    "where the disease is more frequent in one group.",
+    "EOD": "Equalized odds difference: the larger of the gaps in true and in false positive rate. 0 means that errors "
+    "are spread alike over the groups.",
+    "TPR gap": "Largest minus smallest true positive rate: how differently the ill people of the groups are found.",
+    "ROC curve": "True against false positive rate as the threshold moves. The area under it is the AUC.",
+    "Threshold": "The score from which on the model's answer counts as positive.",
+}
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which model was chosen, and by what; always on validation.
+
+    Attributes:
+        selected: title of the chosen model.
+        criterion: one of `CRITERIA`.
+        attributes: those the criterion looks at.
+        values: title -> the criterion's value, null where it does not exist.
+    """
+
+    selected: str
+    criterion: str
+    attributes: Sequence[str]
+    values: dict[str, float | None]
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number as text; a dash where there is none.
+
+    >>> number(0.81239), number(None)
+    ('0.812', '–')
+    """
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def count(value: int | str | None) -> str:
+    """A count as text: thousands set apart, suppressed ones as they are."""
+    return "–" if value is None else value if isinstance(value, str) else f"{value:,}"
+
+
+def attribute_name(attribute: str) -> str:
+    """An attribute as the reader sees it.
+
+    >>> attribute_name("sex x age_group")
+    'sex × age group'
+    """
+    return attribute.replace(" x ", " × ").replace("_", " ")
+
+
+def parity(kind: str) -> tuple[str, str]:
+    """Short and long name of the gap in selection rates: a mean over classes when there are several."""
+    if kind == "binary":
+        return "DPD", "Demographic parity difference"
+    return "DPG", "Demographic parity gap, each label against the rest, mean over the labels"
+
+
+def listed(words: Sequence[str]) -> str:
+    """Words as a list in a sentence.
+
+    >>> listed(["sex", "age", "race"])
+    'sex, age and race'
+    """
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def verdict(subjects: Sequence[Subject], split: str, selection: Selection | None) -> list[str]:
+    """The report in a few sentences: which model, how good, and for whom it is worst."""
+    sentences = []
+    chosen = _chosen(subjects, selection)
+    if selection:
+        over = (
+            f" over {listed([attribute_name(a) for a in selection.attributes])}" if selection.criterion != "auc" else ""
+        )
+        others = [f"{title} {number(v)}" for title, v in selection.values.items() if title != selection.selected]
+        sentences.append(
+            f"{selection.selected} was selected on validation by {CRITERIA[selection.criterion]}{over}: "
+            f"{number(selection.values[selection.selected])}"
+            + (
+                f", against {listed(others)} ({'lower' if selection.criterion == 'dto' else 'higher'} is better)."
+                if others
+                else "."
+            )
+        )
+    elif len(subjects) > 1:
+        sentences.append(
+            f"{chosen.title} has the highest AUC of the {len(subjects)} models here; that is an observation on this "
+            "split, not a selection."
+        )
+    overall = chosen.judgement["overall"]
+    sentences.append(
+        f"On {count(chosen.judgement['n'])} {split} images {chosen.title} reaches AUC {number(overall['auc'])} and "
+        f"accuracy {number(overall['accuracy'])} (balanced accuracy {number(overall['balanced_accuracy'])})."
+    )
+    return sentences + _for_whom(chosen)
+
+
+def _chosen(subjects: Sequence[Subject], selection: Selection | None) -> Subject:
+    if selection:
+        return next(subject for subject in subjects if subject.title == selection.selected)
+    return max(subjects, key=lambda subject: subject.judgement["overall"]["auc"] or 0)
+
+
+def _for_whom(subject: Subject) -> list[str]:
+    attributes = {name: found for name, found in subject.judgement["attributes"].items() if " x " not in name}
+    judged: list[tuple[float, str, dict[str, Any]]] = [
+        (group["auc"], name, group)
+        for found in attributes.values()
+        for name, group in found["groups"].items()
+        if group["auc"] is not None
+    ]
+    gaps = [(found["eod"], name) for name, found in attributes.items() if found["eod"] is not None]
+    if not judged or not gaps:
+        return ["How equally it serves groups cannot be said: no attribute has two groups that can be judged."]
+    low, low_name, low_group = min(judged, key=lambda item: item[0])
+    high, high_name, high_group = max(judged, key=lambda item: item[0])
+    gap, attribute = max(gaps)
+    return [
+        f"It ranks worst in the group {low_name} (AUC {number(low)}, {count(low_group['n'])} images) and best in "
+        f"{high_name} (AUC {number(high)}, {count(high_group['n'])} images).",
+        f"Its errors differ most by {attribute_name(attribute)}: the equalized odds difference there is {number(gap)}.",
+    ]

@@ -1,0 +1,154 @@
+"""Put the models side by side, select one on the validation split, and report all of them on the test split."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fairvlm_core.errors import ConfigError, PredictionsError, nearest
+from fairvlm_core.steps.config import Port, check, option
+
+TITLES = {"stage1": "Stage 1", "stage2": "Stage 2", "fair_moe": "Fair-MoE"}
+
+INPUTS = {
+    "strata": Port("Folder that stratify wrote."),
+    **{name: Port(f"Folder that evaluate wrote for {title}.") for name, title in TITLES.items()},
+}
+OUTPUTS = {"out": Port("Folder to write: comparison.json, report.html, table.md, tradeoff.png.")}
+
+
+@dataclass(frozen=True)
+class Config:
+    """How a model is selected, and what may be published."""
+
+    criterion: str = option(
+        "es_auc",
+        "Selects the model on validation; dto is the distance to AUC 1 and equalized odds difference 0.",
+        choices=("auc", "es_auc", "worst_group_auc", "dto"),
+    )
+    attributes: tuple[str, ...] = option((), "Attributes the criterion looks at; none: all that can be judged.")
+    min_cell: int = option(10, "Groups with fewer images are suppressed.", low=1)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+def run(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path]) -> dict[str, Any]:
+    """Write the comparison, its report, its table and the picture of accuracy against gap; print the table."""
+    from rich.console import Console
+
+    from fairvlm_core.evaluation.report import COMPARISON_FILE, REPORT_FILE, write_comparison
+    from fairvlm_core.evaluation.report.pictures import tradeoff_picture
+    from fairvlm_core.evaluation.report.subjects import require_same_images
+    from fairvlm_core.evaluation.report.tables import markdown, summary_rows, summary_table
+    from fairvlm_core.evaluation.report.words import Selection
+    from fairvlm_core.files import read_json, write_json, written
+
+    validation = {name: _subject(inputs[name], name, "validation", config.min_cell) for name in TITLES}
+    test = {name: _subject(inputs[name], name, "test", config.min_cell) for name in TITLES}
+    for subjects in (validation, test):
+        require_same_images(list(subjects.values()), where=", ".join(str(inputs[name]) for name in TITLES))
+    attributes = _attributes(config, validation["stage1"].judgement)
+    values = {name: criterion(config.criterion, subject.judgement, attributes) for name, subject in validation.items()}
+    selected = select(config.criterion, values)
+    first = test["stage1"].judgement
+    comparison = {
+        "kind": first["kind"],
+        "labels": first["labels"],
+        "min_cell": config.min_cell,
+        "criterion": {"name": config.criterion, "attributes": attributes, "split": "validation", "values": values},
+        "selected": selected,
+        "thresholds": dict(test[selected].thresholds),
+        "models": {
+            name: {
+                "title": title,
+                "validation": validation[name].judgement,
+                "test": test[name].judgement,
+                "thresholds": dict(test[name].thresholds),
+            }
+            for name, title in TITLES.items()
+        },
+        "table": summary_rows({name: subject.judgement for name, subject in test.items()}),
+    }
+    out = outputs["out"]
+    write_json(out / COMPARISON_FILE, comparison)
+    with written(out / "table.md") as partial:
+        partial.write_text(markdown(comparison), encoding="utf-8")
+    selection = Selection(
+        TITLES[selected], config.criterion, attributes, {TITLES[name]: value for name, value in values.items()}
+    )
+    strata = read_json(inputs["strata"] / "strata.json", made_by="stratify")
+    write_comparison(list(test.values()), out / REPORT_FILE, selection=selection, strata=strata)
+    tradeoff_picture(list(test.values()), out / "tradeoff.png")
+    Console().print(summary_table(comparison))
+    return {"selected": selected, "criterion": config.criterion} | _flat(comparison)
+
+
+def criterion(name: str, judgement: Mapping[str, Any], attributes: list[str]) -> float | None:
+    """The value of a selection criterion for one model on validation; null where it cannot be computed.
+
+    `es_auc` is the mean over the attributes, `worst_group_auc` the smallest. `dto` is the distance of (AUC, mean
+    equalized odds difference) from the utopia point (1, 0), which does not depend on the models compared.
+    """
+    area = judgement["overall"]["auc"]
+    if name == "auc":
+        return area
+    metric = {"es_auc": "es_auc", "worst_group_auc": "worst_group_auc", "dto": "eod"}[name]
+    found = [judgement["attributes"][attribute][metric] for attribute in attributes]
+    known = [value for value in found if value is not None]
+    if not known or area is None:
+        return None
+    if name == "worst_group_auc":
+        return min(known)
+    mean = sum(known) / len(known)
+    return mean if name == "es_auc" else ((1 - area) ** 2 + mean**2) ** 0.5
+
+
+def select(name: str, values: Mapping[str, float | None]) -> str:
+    """The best model; of equal ones the first, which is the simplest."""
+    known = {model: value for model, value in values.items() if value is not None}
+    if not known:
+        raise PredictionsError(
+            f"No model can be selected by {name}: no attribute has enough groups that can be judged on validation.",
+            where="compare.criterion",
+            mend="Select by auc, name other attributes, or enlarge the validation split.",
+        )
+    return (min if name == "dto" else max)(known, key=known.__getitem__)
+
+
+def _subject(folder: Path, name: str, split: str, min_cell: int) -> Any:
+    from fairvlm_core.evaluation.judgement import judge
+    from fairvlm_core.evaluation.predictions import read_predictions, scores
+    from fairvlm_core.evaluation.report.subjects import Subject
+    from fairvlm_core.files import read_json
+
+    fixed = read_json(folder / "evaluation.json", made_by="evaluate")["thresholds"]
+    given = scores(read_predictions(folder), split)
+    return Subject(TITLES[name], given, judge(given, min_cell=min_cell), fixed["thresholds"])
+
+
+def _attributes(config: Config, judgement: Mapping[str, Any]) -> list[str]:
+    valid = list(judgement["attributes"])
+    for name in config.attributes:
+        if name not in valid:
+            raise ConfigError(
+                f'The predictions have no groups for the attribute "{name}".',
+                where="compare.attributes",
+                mend=nearest(name, valid),
+            )
+    # The intersection repeats sex and age group, so it takes part only when it is named.
+    return list(config.attributes) or [name for name in valid if " x " not in name]
+
+
+def _flat(comparison: Mapping[str, Any]) -> dict[str, float]:
+    """Each model's test AUC, accuracy and mean gaps, under flat names; those that do not exist are absent."""
+    values = {}
+    for name, model in comparison["models"].items():
+        for metric in ("auc", "accuracy"):
+            values[f"{name}_test_{metric}"] = model["test"]["overall"][metric]
+        for metric in ("es_auc", "dpd", "eod"):
+            values[f"{name}_test_{metric}"] = model["test"]["across"][metric]["mean"]
+        values[f"{name}_validation_{comparison['criterion']['name']}"] = comparison["criterion"]["values"][name]
+    return {key: value for key, value in values.items() if value is not None}

@@ -1,0 +1,92 @@
+"""Decide at the fixed thresholds and judge the decisions and scores, overall and for every group.
+
+Validation and test are judged alike; small groups are suppressed, and groups that cannot be judged are listed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fairvlm_core.errors import PredictionsError
+from fairvlm_core.steps.config import Port, check, option
+
+INPUTS = {
+    "predictions": Port("Folder that predict wrote."),
+    "thresholds": Port("Folder that tune_thresholds wrote for the same model."),
+}
+OUTPUTS = {"out": Port("Folder to write: predictions.parquet with decisions, evaluation.json, roc.png.")}
+
+
+@dataclass(frozen=True)
+class Config:
+    """What may be published."""
+
+    min_cell: int = option(10, "Groups with fewer images are suppressed.", low=1)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+def run(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path]) -> dict[str, Any]:
+    """Write the decisions, the judgement of each split, and the ROC curves per group on the test split."""
+    import pyarrow.compute as pc
+
+    from fairvlm_core.evaluation.judgement import judge
+    from fairvlm_core.evaluation.predictions import (
+        PREDICTIONS_FILE,
+        kind_of,
+        read_predictions,
+        scores,
+        write_predictions,
+    )
+    from fairvlm_core.evaluation.report.pictures import roc_picture
+    from fairvlm_core.evaluation.report.subjects import Subject
+    from fairvlm_core.evaluation.thresholds import add_decisions
+    from fairvlm_core.files import read_json, write_json
+
+    table = read_predictions(inputs["predictions"])
+    file = inputs["thresholds"] / "thresholds.json"
+    fixed = read_json(file, made_by="tune_thresholds")
+    _refuse_others(fixed, table, where=str(file))
+    table = add_decisions(table, fixed["thresholds"])
+    write_predictions(table, outputs["out"] / PREDICTIONS_FILE, kind=kind_of(table))
+    present = set(pc.unique(table.column("split")).to_pylist())
+    judged = {}
+    for split in ("validation", "test"):
+        if split in present or split == "test":
+            given = scores(table, split)
+            judged[split] = judge(given, min_cell=config.min_cell)
+    write_json(
+        outputs["out"] / "evaluation.json",
+        {"model": given.model, "kind": given.kind, "labels": list(given.labels), "thresholds": fixed, **judged},
+    )
+    roc_picture(Subject(given.model, given, judged["test"], fixed["thresholds"]), outputs["out"] / "roc.png")
+    return {key: value for split, found in judged.items() for key, value in _flat(split, found).items()}
+
+
+def _refuse_others(fixed: Mapping[str, Any], table: Any, *, where: str) -> None:
+    """Thresholds belong to one model and its labels."""
+    import pyarrow.compute as pc
+
+    for column, expected in (("label", fixed["labels"]), ("model", [fixed["model"]])):
+        found = pc.unique(table.column(column)).to_pylist()
+        if set(found) != set(expected):
+            raise PredictionsError(
+                f"The thresholds are for the {column} {', '.join(expected)}, the predictions have {', '.join(found)}.",
+                where=where,
+                mend="Run `fairvlm tune_thresholds` on these predictions.",
+            )
+
+
+def _flat(split: str, judged: Mapping[str, Any]) -> dict[str, float | int]:
+    """The judgement's main numbers under flat names; those that do not exist are absent."""
+    values = {f"{split}_n": judged["n"]}
+    for name in ("accuracy", "balanced_accuracy", "auc"):
+        values[f"{split}_{name}"] = judged["overall"][name]
+    for attribute, found in judged["attributes"].items():
+        for name in ("es_auc", "dpd", "eod", "tpr_gap", "worst_group_auc"):
+            values[f"{split}_{name}_{attribute.replace(' ', '_')}"] = found[name]
+    return {key: value for key, value in values.items() if value is not None}

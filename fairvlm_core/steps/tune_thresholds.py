@@ -1,0 +1,62 @@
+"""Fix one decision threshold per label on the validation split, before the test split is read.
+
+A label's threshold is the one with the best F1 (FairMed-VLM, thresholds); multi-class tasks decide by argmax.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fairvlm_core.steps.config import Port, check
+
+INPUTS = {"predictions": Port("Folder that predict wrote.")}
+OUTPUTS = {"out": Port("Folder to write: thresholds.json.")}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Nothing to choose: a threshold that could be set by hand would not be fixed on validation."""
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+def run(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path]) -> dict[str, Any]:
+    """Write thresholds.json: the kind, labels, method, n and label -> threshold with its F1."""
+    import numpy as np
+
+    from fairvlm_core.evaluation.predictions import read_predictions, scores
+    from fairvlm_core.evaluation.thresholds import decide, f1, tune
+    from fairvlm_core.files import write_json
+
+    given = scores(read_predictions(inputs["predictions"]), "validation")
+    single = given.kind == "multiclass"
+    thresholds = None if single else tune(given.y_true, given.y_score)
+    decisions = decide(given.y_score, thresholds, given.kind)
+    quality = {
+        label: f1(truth, decision)
+        for label, truth, decision in zip(given.labels, given.y_true.T, decisions.T, strict=True)
+    }
+    known = [value for value in quality.values() if not np.isnan(value)]
+    write_json(
+        outputs["out"] / "thresholds.json",
+        {
+            "model": given.model,
+            "kind": given.kind,
+            "labels": list(given.labels),
+            "split": "validation",
+            "n": len(given.sample_ids),
+            "method": "argmax" if single else "max_f1",
+            "thresholds": {}
+            if thresholds is None
+            else {label: float(value) for label, value in zip(given.labels, thresholds, strict=True)},
+            "f1": {label: None if np.isnan(value) else round(value, 6) for label, value in quality.items()},
+        },
+    )
+    metrics: dict[str, Any] = {"n": len(given.sample_ids), "labels": len(given.labels)}
+    if known:
+        metrics["macro_f1"] = float(np.mean(known))
+    return metrics
