@@ -49,24 +49,23 @@ def page(
     """
     first = subjects[0].judgement
     attributes = list(first["attributes"])
-    sections = [
-        ("Summary", _headline(subjects, selection)),
-        ("By attribute", _by_attribute(subjects)) if attributes else None,
-        ("How well each group is ranked", SMALL + "".join(_group_figure(subjects, a) for a in attributes))
-        if attributes
-        else None,
-        ("ROC curves per group", "".join(_roc_figure(subjects, a) for a in attributes if " x " not in a))
-        if attributes
-        else None,
-        ("Accuracy against the gap between groups", _tradeoff(subjects, attributes))
-        if attributes and len(subjects) > 1
-        else None,
-        ("The training cohort before and after balancing", _cohort(strata)) if strata and strata.get("cells") else None,
+    shown = [("Summary", _headline(subjects, selection))]
+    if attributes:
+        single = [name for name in attributes if " x " not in name]
+        shown += [
+            ("By attribute", _by_attribute(subjects)),
+            ("How well each group is ranked", SMALL + "".join(_group_figure(subjects, name) for name in attributes)),
+            ("ROC curves per group", "".join(_roc_figure(subjects, name) for name in single)),
+        ]
+        if len(subjects) > 1:
+            shown.append(("Accuracy against the gap between groups", _tradeoff(subjects, attributes)))
+    if strata and strata.get("cells"):
+        shown.append(("The training cohort before and after balancing", _cohort(strata)))
+    shown += [
         ("How decisions are made", _decisions(subjects, how)),
         ("What is left out", _left_out(first)),
         ("What the words mean", _glossary(first["kind"])),
     ]
-    shown = [section for section in sections if section]
     links = "".join(f'<li><a href="#s{i}">{escape(name)}</a></li>' for i, (name, _) in enumerate(shown))
     body = "".join(
         f'<section id="s{i}"><h2>{escape(name)}</h2>{content}</section>' for i, (name, content) in enumerate(shown)
@@ -82,7 +81,8 @@ def page(
         """<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">"""
         f"<title>{escape(title)}</title><style>{style}</style></head><body>"
         f'<header><h1>{escape(title)}</h1><p class="facts">{escape(facts)}</p></header><main>'
-        f'<div class="verdict"><p class="lead">{unbroken(sentences[0])}</p><p>{unbroken(" ".join(sentences[1:]))}</p></div>'
+        f'<div class="verdict"><p class="lead">{unbroken(sentences[0])}</p>'
+        f"<p>{unbroken(' '.join(sentences[1:]))}</p></div>"
         f'<nav aria-label="Contents"><ul>{links}</ul></nav>{body}</main></body></html>\n'
     )
 

@@ -1,0 +1,159 @@
+"""The step compare: validation selects, test is reported."""
+
+from __future__ import annotations
+
+import json
+
+import generated_predictions as generated
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+from PIL import Image
+
+from fairvlm_core.errors import ConfigError, PredictionsError
+from fairvlm_core.evaluation.predictions import read_predictions, write_predictions
+from fairvlm_core.evaluation.report import print_summary
+from fairvlm_core.steps import evaluate, execute, tune_thresholds
+from fairvlm_core.steps.compare import TITLES, Config, criterion, select
+
+# Stage 2 ranks best; Fair-MoE is the most even.
+MODELS = {"stage1": {"skill": 1.2}, "stage2": {"skill": 3.6, "bias": 0.8}, "fair_moe": {"skill": 1.7, "bias": 0.0}}
+STRATA = {
+    "attributes": ["sex", "age_group"],
+    "min_cell": 10,
+    "cells": [
+        {"sex": "female", "age_group": "0-39", "train_before": 60, "train_after": 78, "validation": 20, "test": 20},
+        dict.fromkeys(("train_before", "train_after", "validation", "test")) | {"sex": "female", "age_group": "80+"},
+        {"sex": "male", "age_group": "40-59", "train_before": 1390, "train_after": 150, "validation": 90, "test": 99},
+    ],
+    "unknown": {"train_before": 0, "train_after": 0, "validation": 0, "test": 0},
+    "total": {"train_before": 1456, "train_after": 234, "validation": 113, "test": 124},
+}  # fmt: skip
+
+
+def write_evaluation(folder, table, kind):
+    write_predictions(table, folder / "predictions" / "predictions.parquet", kind=kind)
+    inputs = {"predictions": folder / "predictions"}
+    execute("tune_thresholds", tune_thresholds.Config(), inputs, {"out": folder / "thresholds"})
+    inputs["thresholds"] = folder / "thresholds"
+    execute("evaluate", evaluate.Config(), inputs, {"out": folder / "evaluation"})
+    return folder / "evaluation"
+
+
+@pytest.fixture(scope="module", params=["binary", "multiclass", "multilabel"])
+def inputs(request, tmp_path_factory):
+    root = tmp_path_factory.mktemp(request.param)
+    folders = {
+        name: write_evaluation(root / name, generated.table(request.param, model=name, **options), request.param)
+        for name, options in MODELS.items()
+    }
+    (root / "strata").mkdir()
+    (root / "strata" / "strata.json").write_text(json.dumps(STRATA))
+    return {"strata": root / "strata", **folders}
+
+
+def compare(inputs, out, **options):
+    metrics = execute("compare", Config(**options), inputs, {"out": out})
+    return metrics, json.loads((out / "comparison.json").read_text())
+
+
+def test_comparison_report_table_and_picture_are_written(inputs, tmp_path):
+    metrics, found = compare(inputs, tmp_path / "out")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "comparison.json", "report.html", "table.md", "tradeoff.png", "metrics.json"
+    }  # fmt: skip
+    assert list(found["models"]) == sorted(TITLES)
+    judged = json.loads((inputs["stage2"] / "evaluation.json").read_text())
+    assert found["models"]["stage2"]["test"] == judged["test"]
+    assert found["models"]["stage2"]["validation"] == judged["validation"]
+    assert found["thresholds"] == found["models"][found["selected"]]["thresholds"]
+    assert metrics["stage1_test_auc"] == found["models"]["stage1"]["test"]["overall"]["auc"]
+    assert metrics["selected"] == found["selected"]
+    assert Image.open(tmp_path / "out" / "tradeoff.png").size[0] > 900
+    rows = (tmp_path / "out" / "table.md").read_text().splitlines()
+    assert len([row for row in rows if row.startswith("| ")]) == 2 + 3 * 4  # sex, age group, race, and sex x age group
+    row = found["table"][0]
+    assert f"| {row['accuracy']:.3f} | {row['auc']:.3f} | sex | {row['es_auc']:.3f} | {row['dpd']:.3f} |" in rows[2]
+
+
+def test_report_shows_every_model_and_the_cohort(inputs, tmp_path):
+    _, found = compare(inputs, tmp_path / "out")
+    page = (tmp_path / "out" / "report.html").read_text()
+    title = TITLES[found["selected"]]
+    assert f"{title} (selected)" in page
+    assert "was selected on validation by" in page
+    for model in found["models"].values():
+        assert f"{model['test']['overall']['auc']:.3f}</text>" in page
+    assert "The training cohort before and after balancing" in page
+    assert "1,390</text>" in page
+    assert "suppressed: too few people</text>" in page
+
+
+@pytest.mark.parametrize("inputs", ["binary"], indirect=True)
+def test_criteria_select_different_models_on_validation_only(inputs, tmp_path):
+    by_auc = compare(inputs, tmp_path / "a", criterion="auc")[1]
+    by_equity = compare(inputs, tmp_path / "b", criterion="es_auc", attributes=("sex",))[1]
+    assert by_auc["selected"] == "stage2"
+    assert by_equity["selected"] == "fair_moe"
+    values = {name: model["validation"]["attributes"]["sex"]["es_auc"] for name, model in by_equity["models"].items()}
+    assert by_equity["criterion"]["values"] == values
+
+    # A model that is the best on test, but not on validation, is not selected.
+    table = read_predictions(inputs["stage1"])
+    test = pc.equal(table.column("split"), "test")
+    perfect = pc.if_else(test, table.column("y_true").cast(pa.float32()), table.column("y_score"))
+    cheat = table.set_column(table.column_names.index("y_score"), "y_score", perfect)
+    folder = write_evaluation(tmp_path / "cheat", cheat.drop_columns(["y_pred"]), "binary")
+    _, found = compare({**inputs, "stage1": folder}, tmp_path / "c", criterion="auc")
+    assert found["models"]["stage1"]["test"]["overall"]["auc"] == 1.0
+    assert found["selected"] == "stage2"
+
+
+def judgement(auc, **attributes):
+    return {"overall": {"auc": auc}, "attributes": attributes}
+
+
+def test_criterion_values():
+    sex = {"es_auc": 0.6, "worst_group_auc": 0.7, "eod": 0.3}
+    age = {"es_auc": 0.8, "worst_group_auc": 0.5, "eod": 0.5}
+    race = {"es_auc": None, "worst_group_auc": None, "eod": None}
+    found = judgement(0.7, sex=sex, age=age, race=race)
+    names = ["sex", "age", "race"]
+    assert criterion("auc", found, names) == 0.7
+    assert criterion("es_auc", found, names) == pytest.approx(0.7)
+    assert criterion("worst_group_auc", found, names) == 0.5
+    assert criterion("dto", found, names) == pytest.approx(0.5)  # 3, 4, 5
+    assert criterion("dto", found, ["race"]) is None
+
+
+def test_selection_takes_the_best_the_first_of_equals_and_the_nearest_to_utopia():
+    assert select("auc", {"stage1": 0.7, "stage2": 0.8, "fair_moe": None}) == "stage2"
+    assert select("auc", {"stage1": 0.8, "stage2": 0.8}) == "stage1"
+    assert select("dto", {"stage1": 0.8, "stage2": 0.2}) == "stage2"
+    with pytest.raises(PredictionsError, match="No model can be selected by es_auc"):
+        select("es_auc", {"stage1": None})
+
+
+@pytest.mark.parametrize("inputs", ["binary"], indirect=True)
+def test_mistakes_are_told(inputs, tmp_path):
+    with pytest.raises(ConfigError, match='Did you mean "sex"'):
+        compare(inputs, tmp_path / "out", attributes=("sexx",))
+    with pytest.raises(ConfigError, match=r"compare\.criterion"):
+        Config(criterion="accuracy")
+    fewer = write_evaluation(tmp_path / "fewer", generated.table("binary", model="fair_moe", n=600), "binary")
+    with pytest.raises(PredictionsError, match="not given the same images"):
+        compare({**inputs, "fair_moe": fewer}, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("inputs", ["multilabel"], indirect=True)
+def test_summary_fits_a_terminal_and_names_the_report(inputs, tmp_path, capsys):
+    compare(inputs, tmp_path / "out")
+    printed_by_step = capsys.readouterr().out
+    print_summary(tmp_path / "out")
+    printed = capsys.readouterr().out
+    assert printed.startswith(printed_by_step)
+    assert f"Report: {tmp_path / 'out' / 'report.html'}" in printed
+    assert max(map(len, printed_by_step.splitlines())) <= 80
+    for word in ("Model", "Accuracy", "AUC", "ES-AUC", "DPG", "EOD", "Stage 1", "Fair-MoE", "sex × age group"):
+        assert word in printed
