@@ -7,6 +7,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from fairvlm_core.evaluation.report.charts import tradeoff_axes
 from fairvlm_core.evaluation.report.subjects import Subject, group_curves
 from fairvlm_core.evaluation.report.words import attribute_name, count
 from fairvlm_core.files import written
@@ -48,6 +49,7 @@ def tradeoff_picture(subjects: Sequence[Subject], path: Path) -> None:
     names = list(subjects[0].judgement["attributes"])
     figure = Figure(figsize=(3.2 * max(len(names), 1), 3.6), layout="constrained")
     panels = figure.subplots(1, max(len(names), 1), squeeze=False, sharey=True)[0]
+    xs, ys = tradeoff_axes(subjects)
     for axes, name in zip(panels, names, strict=False):
         for i, subject in enumerate(subjects):
             gap = subject.judgement["attributes"][name]["eod"]
@@ -60,8 +62,7 @@ def tradeoff_picture(subjects: Sequence[Subject], path: Path) -> None:
                     color=COLOURS[i % len(COLOURS)],
                     label=subject.title,
                 )
-        axes.set_xlim(left=0)
-        axes.margins(x=0.15, y=0.3)
+        axes.set(xlim=(xs[0], xs[-1]), ylim=(ys[0], ys[-1]), xticks=xs, yticks=ys)
         axes.set_xlabel("equalized odds difference")
         axes.set_title(attribute_name(name), loc="left", fontsize=10)
         axes.spines[["top", "right"]].set_visible(False)
