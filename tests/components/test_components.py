@@ -3,12 +3,14 @@
 import importlib
 import inspect
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 from kfp import compiler
 
 import components
+from fairvlm_core.errors import FairVLMError
 from fairvlm_core.steps import STEPS, step_module
 
 ROOT = Path(components.__file__).parent
@@ -50,6 +52,17 @@ def test_function_needs_no_name_of_its_module(name, tmp_path):
     outside = inspect.getclosurevars(component.python_func)
     assert not outside.globals
     assert not outside.nonlocals
+
+
+def test_register_refuses_to_write_into_the_pod(monkeypatch, tmp_path):
+    from components.register.component import register
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    names = inspect.signature(register.python_func).parameters
+    ports = {name: SimpleNamespace(path=str(tmp_path / name)) for name in names if name != "params"}
+    with pytest.raises(FairVLMError, match="config map"):
+        register.python_func(params={}, **ports)
+    assert not list(tmp_path.iterdir())
 
 
 def test_readmes_name_every_input_and_output(tmp_path):
