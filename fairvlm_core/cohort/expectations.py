@@ -174,7 +174,7 @@ def _row_expectations(table: pa.Table, max_unknown: float) -> list[Any]:
     ingest_again = "Run `fairvlm ingest` again."
     for field in SCHEMA:
         if not field.nullable and field.name != "labels":
-            expect(gxe.ExpectColumnValuesToNotBeNull, field.name, f"every row has a {field.name}", ingest_again)
+            expect(gxe.ExpectColumnValuesToNotBeNull, field.name, f"no row lacks its {field.name}", ingest_again)
     expect(
         gxe.ExpectCompoundColumnsToBeUnique,
         "sample_id",
@@ -268,7 +268,7 @@ def _count_expectations(min_group: int) -> list[Any]:
     meta = {
         "rule": f"every group and every label value has at least {min_group} images",
         "mend": "Metrics of smaller groups are uncertain: merge groups (ingest.age_edges), or collect more.",
-        "of": "",
+        "of": "labels and groups",
     }
     return [gxe.ExpectColumnValuesToBeBetween(column="images", min_value=min_group, meta=meta, severity="warning")]
 

@@ -49,8 +49,8 @@ def split_patients(table: pa.Table, config: Any, *, where: str = "") -> pa.Table
 
     Args:
         table: a cohort.
-        config: `validation` and `test`, the shares of these patients that become so; `attributes`, whose combinations
-            are the cells; `seed`.
+        config: `validation_share` and `test_share`, of these patients (not of the rows); `attributes`, whose
+            combinations are the cells; `seed`.
         where: the cohort's file, for error messages.
 
     Raises:
@@ -68,8 +68,8 @@ def split_patients(table: pa.Table, config: Any, *, where: str = "") -> pa.Table
     patient = encoded.indices.to_numpy()
     given = _split_of_patients(official, patient, len(encoded.dictionary), where)
 
-    shares = {name: share for name, share in (("test", config.test_share), ("validation", config.validation_share)) if share > 0}
-    shares = {name: share for name, share in shares.items() if not (official == SPLITS.index(name)).any()}
+    shares = {"test": config.test_share, "validation": config.validation_share}
+    shares = {name: share for name, share in shares.items() if share > 0 and SPLITS.index(name) not in official}
     free = np.flatnonzero(given <= SPLITS.index("train"))
     if shares and len(free) <= len(shares):
         raise CohortError(

@@ -64,9 +64,25 @@ def execute(name: str, config: Any, inputs: Mapping[str, Path | None], outputs: 
             raise FairVLMError(
                 f"The input {key} of {name} does not exist.", where=str(given[key]), mend=f"It should be: {port.help}"
             )
-    out = Path(outputs["out"])
+    out = Path(outputs["out"]).absolute()
+    _refuse_to_replace(out, given)
     with folder_written(out) as partial:
         metrics = module.run(config, given, {"out": partial})
         write_json(partial / "metrics.json", metrics)
     shutil.rmtree(checkpoint_folder(out), ignore_errors=True)
     return metrics
+
+
+def _refuse_to_replace(out: Path, inputs: Mapping[str, Path]) -> None:
+    """The output folder is replaced as a whole: it must hold neither what the step reads nor what no step wrote."""
+    for key, path in inputs.items():
+        if out.resolve() in (path.resolve(), *path.resolve().parents):
+            raise ConfigError(
+                f"The output would replace the input {key}.", where=str(out), mend="Pass a folder of its own to --out."
+            )
+    if out.exists() and not (out / "metrics.json").is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(
+            "This exists already and was not written by a step, so it is not replaced.",
+            where=str(out),
+            mend="Pass a new or an empty folder to --out.",
+        )

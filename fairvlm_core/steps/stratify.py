@@ -30,7 +30,9 @@ class Config:
     attributes: tuple[str, ...] = option(
         ("sex", "age_group"), "Groups whose combinations are balanced; none: no balancing."
     )
-    validation_share: float = option(0.15, "Share of the patients for validation, without an official one.", low=0, high=0.9)
+    validation_share: float = option(
+        0.15, "Share of the patients for validation, without an official one.", low=0, high=0.9
+    )
     test_share: float = option(0.2, "Share of the patients for test, without an official one.", low=0, high=0.9)
     oversample_cap: float = option(1.3, "A small cell is repeated to at most this many times its rows.", low=1, high=10)
     majority_cap: float | None = option(

@@ -62,7 +62,9 @@ def run(config: Config, inputs: dict[str, Path], outputs: dict[str, Path]) -> di
 
     warnings = [found for found in checks if not found.success]
     for found in warnings:
-        Console(stderr=True).print(f"Warning: not {found.rule} ({found.observed}). {found.mend}", markup=False)
+        Console(stderr=True).print(
+            f"Warning: it does not hold that {found.rule} ({found.observed}). {found.mend}", markup=False
+        )
     validation = {
         "success": True,
         "cohort_sha256": sha256(file),
@@ -96,7 +98,7 @@ def _page(checks: Sequence[Check], rows: int) -> str:
 </head>
 <body>
 <h1>The cohort passed its validation</h1>
-<p>{rows:,} images, {len(checks)} checks, {warnings} warnings</p>
+<p>{rows:,} images, {len(checks)} checks, warnings: {warnings}</p>
 <table>
 <tr>{header}</tr>
 {chr(10).join(lines)}
