@@ -36,7 +36,10 @@ def corpus(task: Task, notes: Sequence[str]) -> list[str]:
     prompts = [prompt for group in zero_shot_prompts(task) for prompt in group]
     _, pictures = draw(200, 8, np.random.default_rng(0))
     described = [text for picture in pictures for text in (picture.caption, *picture.answers)]
-    return [*notes, *prompts, *task.concepts, *questions(task), *ages, *described, DESCRIBE, YES, NO]
+    answers = [f" {answer}" for answer in (YES, NO, *task.concepts)]
+    # As often as there are notes: yes and no must become one token each, for answers are scored at their first token.
+    answers *= max(100, len(notes))
+    return [*notes, *prompts, *questions(task), *ages, *described, DESCRIBE, *answers]
 
 
 def train_tokenizer(texts: Iterable[str], *, vocabulary: int = 1200, end: bool):

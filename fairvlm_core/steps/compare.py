@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fairvlm_core.errors import ConfigError, PredictionsError, nearest
+from fairvlm_core.errors import ConfigError, nearest
+from fairvlm_core.evaluation import CRITERIA
 from fairvlm_core.steps.config import Port, check, option
 
 TITLES = {"stage1": "Stage 1", "stage2": "Stage 2", "fair_moe": "Fair-MoE"}
@@ -26,7 +27,7 @@ class Config:
     criterion: str = option(
         "es_auc",
         "Selects the model on validation; dto is the distance to AUC 1 and equalized odds difference 0.",
-        choices=("auc", "es_auc", "worst_group_auc", "dto"),
+        choices=CRITERIA,
     )
     attributes: tuple[str, ...] = option((), "Attributes the criterion looks at; none: all that can be judged.")
     min_cell: int = option(10, "Groups with fewer images are suppressed.", low=1)
@@ -44,6 +45,7 @@ def run(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path])
     from fairvlm_core.evaluation.report.subjects import require_same_images
     from fairvlm_core.evaluation.report.tables import markdown, summary_rows, summary_table
     from fairvlm_core.evaluation.report.words import Selection
+    from fairvlm_core.evaluation.selection import criterion, select
     from fairvlm_core.files import read_json, write_json, written
 
     validation = {name: _subject(inputs[name], name, "validation", config.min_cell) for name in TITLES}
@@ -84,38 +86,6 @@ def run(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path])
     tradeoff_picture(list(test.values()), out / "tradeoff.png")
     Console().print(summary_table(comparison))
     return {"selected": selected, "criterion": config.criterion} | _flat(comparison)
-
-
-def criterion(name: str, judgement: Mapping[str, Any], attributes: list[str]) -> float | None:
-    """The value of a selection criterion for one model on validation; null where it cannot be computed.
-
-    `es_auc` is the mean over the attributes, `worst_group_auc` the smallest. `dto` is the distance of (AUC, mean
-    equalized odds difference) from the utopia point (1, 0), which does not depend on the models compared.
-    """
-    area = judgement["overall"]["auc"]
-    if name == "auc":
-        return area
-    metric = {"es_auc": "es_auc", "worst_group_auc": "worst_group_auc", "dto": "eod"}[name]
-    found = [judgement["attributes"][attribute][metric] for attribute in attributes]
-    known = [value for value in found if value is not None]
-    if not known or area is None:
-        return None
-    if name == "worst_group_auc":
-        return min(known)
-    mean = sum(known) / len(known)
-    return mean if name == "es_auc" else ((1 - area) ** 2 + mean**2) ** 0.5
-
-
-def select(name: str, values: Mapping[str, float | None]) -> str:
-    """The best model; of equal ones the first, which is the simplest."""
-    known = {model: value for model, value in values.items() if value is not None}
-    if not known:
-        raise PredictionsError(
-            f"No model can be selected by {name}: no attribute has enough groups that can be judged on validation.",
-            where="compare.criterion",
-            mend="Select by auc, name other attributes, or enlarge the validation split.",
-        )
-    return (min if name == "dto" else max)(known, key=known.__getitem__)
 
 
 def _subject(folder: Path, name: str, split: str, min_cell: int) -> Any:

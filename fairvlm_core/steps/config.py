@@ -44,8 +44,8 @@ def check(config: Any) -> None:
         value = getattr(config, field.name)
         if isinstance(value, list):
             value = tuple(value)
-        if isinstance(value, int) and not isinstance(value, bool) and float in _members(hints[field.name]):
-            value = float(value)
+        if float in _members(hints[field.name]) and str not in _members(hints[field.name]):
+            value = _number(value)
         object.__setattr__(config, field.name, value)
         where = f"{_section(type(config))}.{field.name}"
         if not _fits(value, hints[field.name]):
@@ -103,6 +103,16 @@ def type_name(hint: Any) -> str:
     if typing.get_origin(hint) is dict or hint is dict:
         return "mapping"
     return {float: "number", bool: "true or false", str: "text"}.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+def _number(value: Any) -> Any:
+    """Integers become floats, and so does "2e-5": YAML 1.1 reads that, without a point, as text."""
+    if isinstance(value, bool) or not isinstance(value, (int, str)):
+        return value
+    try:
+        return float(value)
+    except ValueError:
+        return value
 
 
 def _members(hint: Any) -> tuple[Any, ...]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fairvlm_core.evaluation import CRITERIA
 from fairvlm_core.steps.config import Port, check, option
 
 if TYPE_CHECKING:
@@ -31,9 +32,7 @@ class TrainingConfig:
     batch_size: int = option(64, "Images per optimiser step.", low=2)
     oversample: float = option(1.5, "Minority strata are repeated up to this multiple of the median stratum.", low=0)
     augment: bool = option(True, "Colour jitter and rotation of at most 10 degrees for the repetitions.")
-    criterion: str = option(
-        "auc", "What selects the epoch on validation.", choices=("auc", "es_auc", "worst_group_auc", "dto")
-    )
+    criterion: str = option("auc", "What selects the epoch on validation.", choices=CRITERIA)
     seed: int = option(0, "Seed of everything random in this step.", low=0)
 
     def __post_init__(self) -> None:
@@ -92,6 +91,6 @@ def finish(history: dict[str, list[dict[str, float]]], out: Path, images_per_sec
     return {
         "best_epoch": best["epoch"],
         "images_per_second": round(images_per_second, 1),
-        **{f"validation_{name}": round(best[name], 6) for name in ("auc", "es_auc", "worst_group_auc", "dto") if name in best},
+        **{f"validation_{name}": round(best[name], 6) for name in CRITERIA if name in best},
         **{f"final_{name}": round(value, 6) for name, value in last[-1].items() if name not in ("epoch", "score")},
     }

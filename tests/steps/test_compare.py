@@ -14,7 +14,7 @@ from fairvlm_core.errors import ConfigError, PredictionsError
 from fairvlm_core.evaluation.predictions import read_predictions, write_predictions
 from fairvlm_core.evaluation.report import print_summary
 from fairvlm_core.steps import evaluate, execute, tune_thresholds
-from fairvlm_core.steps.compare import TITLES, Config, criterion, select
+from fairvlm_core.steps.compare import TITLES, Config
 
 # Stage 2 ranks best; Fair-MoE is the most even.
 MODELS = {"stage1": {"skill": 1.2}, "stage2": {"skill": 3.6, "bias": 0.8}, "fair_moe": {"skill": 1.7, "bias": 0.0}}
@@ -107,31 +107,6 @@ def test_criteria_select_different_models_on_validation_only(inputs, tmp_path):
     _, found = compare({**inputs, "stage1": folder}, tmp_path / "c", criterion="auc")
     assert found["models"]["stage1"]["test"]["overall"]["auc"] == 1.0
     assert found["selected"] == "stage2"
-
-
-def judgement(auc, **attributes):
-    return {"overall": {"auc": auc}, "attributes": attributes}
-
-
-def test_criterion_values():
-    sex = {"es_auc": 0.6, "worst_group_auc": 0.7, "eod": 0.3}
-    age = {"es_auc": 0.8, "worst_group_auc": 0.5, "eod": 0.5}
-    race = {"es_auc": None, "worst_group_auc": None, "eod": None}
-    found = judgement(0.7, sex=sex, age=age, race=race)
-    names = ["sex", "age", "race"]
-    assert criterion("auc", found, names) == 0.7
-    assert criterion("es_auc", found, names) == pytest.approx(0.7)
-    assert criterion("worst_group_auc", found, names) == 0.5
-    assert criterion("dto", found, names) == pytest.approx(0.5)  # 3, 4, 5
-    assert criterion("dto", found, ["race"]) is None
-
-
-def test_selection_takes_the_best_the_first_of_equals_and_the_nearest_to_utopia():
-    assert select("auc", {"stage1": 0.7, "stage2": 0.8, "fair_moe": None}) == "stage2"
-    assert select("auc", {"stage1": 0.8, "stage2": 0.8}) == "stage1"
-    assert select("dto", {"stage1": 0.8, "stage2": 0.2}) == "stage2"
-    with pytest.raises(PredictionsError, match="No model can be selected by es_auc"):
-        select("es_auc", {"stage1": None})
 
 
 @pytest.mark.parametrize("inputs", ["binary"], indirect=True)
