@@ -32,7 +32,7 @@ PARAMS_FILE = Path(__file__).parent.parent / "params.yaml"
 
 def default_params() -> dict[str, dict[str, Any]]:
     """The sections of `params.yaml`; null means that the step's own default holds, for which a Struct has no value."""
-    sections = yaml.safe_load(PARAMS_FILE.read_text()) if PARAMS_FILE.exists() else {}
+    sections = yaml.safe_load(PARAMS_FILE.read_text())
     return {
         step: {key: value for key, value in (sections.get(step) or {}).items() if value is not None} for step in STEPS
     }
