@@ -126,17 +126,16 @@ def _row_frame(table: pa.Table, stored: pa.Array) -> pd.DataFrame:
 
 def _splits_per_patient(table: pa.Table) -> np.ndarray:
     """How many different splits the patient of each row is in, int64 [n]; a null split is none."""
-    patient = _numbered(table.column("patient_id"))
-    split = _numbered(table.column("split"))
-    pairs = np.unique((patient * (split.max(initial=0) + 1) + split)[split >= 0])
-    splits = np.bincount(pairs // (split.max(initial=0) + 1), minlength=patient.max(initial=0) + 1)
-    return splits[patient]
+    patient, split = _numbered(table.column("patient_id")), _numbered(table.column("split"))
+    width = split.max(initial=0) + 1
+    pairs = np.unique((patient * width + split)[(patient > 0) & (split > 0)])
+    return np.bincount(pairs // width, minlength=patient.max(initial=0) + 1)[patient]
 
 
 def _numbered(column: pa.ChunkedArray) -> np.ndarray:
-    """Number the values of a column, int64 [n], -1 where null."""
+    """Number the values of a column from 1 on, int64 [n], 0 where null."""
     indices = column.combine_chunks().dictionary_encode().indices
-    return pc.fill_null(indices, -1).to_numpy().astype(np.int64)
+    return pc.fill_null(indices, -1).to_numpy().astype(np.int64) + 1
 
 
 def _count_frame(table: pa.Table) -> pd.DataFrame:

@@ -1,0 +1,214 @@
+"""The stratify step: the files it writes agree with a plain count, small cells stay hidden, broken input is refused."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from fairvlm_core.cohort.strata import stratify
+from fairvlm_core.cohort.table import Task, cohort_table, read_cohort, write_cohort
+from fairvlm_core.errors import CohortError, ConfigError, FairVLMError
+from fairvlm_core.files import sha256
+from fairvlm_core.steps import execute
+from fairvlm_core.steps.stratify import Config, summary
+
+TASK = Task("binary", ("glaucoma",), ("glaucoma",), ("a healthy eye",))
+GROUPS = {"sex": ("female", "male"), "age_group": ("0-39", "40+")}
+SHARES = {("female", "0-39"): 0.02, ("female", "40+"): 0.28, ("male", "0-39"): 0.2, ("male", "40+"): 0.45}
+
+
+def cohort(n=900):
+    random = np.random.default_rng(0)
+    cells = [*SHARES, (None, "40+")]
+    drawn = random.choice(len(cells), n, p=[*SHARES.values(), 0.05])
+    return cohort_table(
+        (
+            {
+                "sample_id": f"s{i}",
+                "patient_id": f"p{i // 2}",
+                "image": f"{i}.png",
+                "labels": [int(random.random() < 0.3)],
+                "sex": cells[cell][0],
+                "age_group": cells[cell][1],
+                "source": "made",
+            }
+            for i, cell in enumerate(drawn)
+        ),
+        task=TASK,
+        groups=GROUPS,
+    )
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_cohort(cohort(), tmp_path)
+    return tmp_path
+
+
+def counted(frame, split):
+    frame = frame[frame["split"] == split]
+    known = frame.dropna(subset=["sex", "age_group"]).groupby(["sex", "age_group"])
+    return known.size().to_dict(), known["patient_id"].nunique().to_dict()
+
+
+def test_what_it_writes(folder, capsys):
+    metrics = execute("stratify", Config(seed=5), {"cohort": folder}, {"out": folder / "out"})
+    result = read_cohort(folder / "out")
+    assert result.equals(stratify(cohort(), Config(seed=5)))
+    frame, source = result.to_pandas(), cohort().to_pandas()
+
+    strata = json.loads((folder / "out" / "strata.json").read_text())
+    assert strata["attributes"] == ["sex", "age_group"]
+    assert [(cell["sex"], cell["age_group"]) for cell in strata["cells"]] == list(SHARES)
+    for split in ("validation", "test"):
+        rows, patients = counted(frame, split)
+        for cell, name in zip(strata["cells"], SHARES, strict=True):
+            if patients.get(name, 0) < 10 or cell[split] is None:
+                assert cell[split] is None
+            else:
+                assert cell[split] == rows[name]
+    train = source[~source["patient_id"].isin(frame.loc[frame["split"] != "train", "patient_id"])]
+    before, patients = counted(train.assign(split="train"), "train")
+    after, _ = counted(frame, "train")
+    assert min(patients.values()) >= 10
+    for cell, name in zip(strata["cells"], SHARES, strict=True):
+        assert (cell["train_before"], cell["train_after"]) == (before[name], after[name])
+    assert strata["total"]["train_after"] == metrics["train"] == (frame["split"] == "train").sum()
+    assert strata["unknown"]["train_after"] == metrics["train_unknown_group"] == train["sex"].isna().sum()
+
+    assert metrics["rows"] == len(frame)
+    assert metrics["train_before"] == len(train)
+    assert metrics["validation"] + metrics["test"] == len(source) - len(train)
+    assert metrics["rows_repeated"] == (frame["copy"] > 0).sum() > 0
+    assert metrics["rows_dropped"] == len(set(source["sample_id"]) - set(frame["sample_id"])) > 0
+    with Image.open(folder / "out" / "strata.png") as picture:
+        assert picture.width > 600
+        assert len(picture.getcolors(picture.width * picture.height)) > 10  # something is drawn
+    shown = capsys.readouterr().out
+    assert "Images per cell" in shown
+    assert "suppressed" in shown
+
+
+def test_the_same_seed_writes_the_same_bytes(folder):
+    for name in ("a", "b"):
+        execute("stratify", Config(seed=1), {"cohort": folder}, {"out": folder / name})
+    for file in ("cohort.parquet", "strata.json", "strata.png", "metrics.json"):
+        assert (folder / "a" / file).read_bytes() == (folder / "b" / file).read_bytes()
+
+
+def table_of(sizes, split="train"):
+    """Cells of these numbers of patients, two images each."""
+    rows = []
+    for name, size in zip(SHARES, sizes, strict=True):
+        rows += [(*name, f"{split} {name} {i}", j) for i in range(size) for j in range(2)]
+    return cohort_table(
+        (
+            {
+                "sample_id": f"{p}-{j}",
+                "patient_id": p,
+                "image": p,
+                "labels": [0],
+                "sex": sex,
+                "age_group": age_group,
+                "split": split,
+                "source": "made",
+            }
+            for sex, age_group, p, j in rows
+        ),
+        task=TASK,
+        groups=GROUPS,
+    )
+
+
+@pytest.mark.parametrize(
+    ("sizes", "shown"),
+    [
+        ((10, 20, 30, 40), (20, 40, 60, 80)),  # ten patients are enough
+        ((9, 20, 30, 40), (None, None, 60, 80)),  # the total would give the one away
+        ((4, 5, 30, 40), (None, None, None, 80)),  # and so it would that together they are nine
+        ((6, 5, 30, 40), (None, None, 60, 80)),
+        ((0, 20, 30, 40), (0, 40, 60, 80)),  # an empty cell is nobody's
+        ((0, 5, 0, 40), (0, None, 0, None)),
+    ],
+)
+def test_cells_of_few_patients_are_suppressed_beyond_subtraction(sizes, shown):
+    table = table_of(sizes)
+    strata = summary(table, table, ("sex", "age_group"), min_cell=10)
+    assert tuple(cell["train_before"] for cell in strata["cells"]) == shown
+    assert tuple(cell["train_after"] for cell in strata["cells"]) == shown
+    assert [cell["test"] for cell in strata["cells"]] == [0] * 4
+    assert strata["total"]["train_before"] == 2 * sum(sizes)
+
+
+def test_a_cell_hidden_after_balancing_is_hidden_before():
+    strata = summary(table_of((20, 20, 30, 40)), table_of((9, 20, 30, 40)), ("sex", "age_group"), min_cell=10)
+    assert [cell["train_before"] for cell in strata["cells"]] == [None, None, 60, 80]
+
+
+def test_what_is_published_of_small_cells_is_nothing(tmp_path, capsys):
+    write_cohort(pa.concat_tables([table_of((3, 40, 50, 60)), table_of((0, 30, 30, 30), "test")]), tmp_path)
+    execute("stratify", Config(validation_share=0), {"cohort": tmp_path}, {"out": tmp_path / "out"})
+    first = json.loads((tmp_path / "out" / "strata.json").read_text())["cells"][0]
+    assert (first["train_before"], first["train_after"]) == (None, None)
+    line = next(line for line in capsys.readouterr().out.splitlines() if "female" in line and "0-39" in line)
+    assert line.count("suppressed") == 2
+
+
+def test_no_attributes_means_no_balancing(folder):
+    metrics = execute("stratify", Config(attributes=()), {"cohort": folder}, {"out": folder / "out"})
+    assert (metrics["rows_dropped"], metrics["rows_repeated"], metrics["cells"]) == (0, 0, 1)
+
+
+def validation(folder, **content):
+    (folder / "validation").mkdir()
+    (folder / "validation" / "validation.json").write_text(json.dumps(content))
+    return {"cohort": folder, "validation": folder / "validation"}
+
+
+def test_the_cohort_that_passed_is_accepted(folder):
+    inputs = validation(folder, success=True, cohort_sha256=sha256(folder / "cohort.parquet"))
+    assert execute("stratify", Config(), inputs, {"out": folder / "out"})["rows"] > 0
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"success": False}, "did not pass"),
+        ({"success": True, "cohort_sha256": "0" * 64}, "not this cohort"),
+        ({"success": True}, "not this cohort"),
+    ],
+)
+def test_a_cohort_that_did_not_pass_is_refused(folder, content, words):
+    with pytest.raises(CohortError, match=words) as caught:
+        execute("stratify", Config(), validation(folder, **content), {"out": folder / "out"})
+    assert "validation.json" in caught.value.where
+    assert caught.value.mend
+    assert not list(folder.glob("out*"))
+
+
+def test_a_validation_that_is_missing_is_refused(folder):
+    (folder / "empty").mkdir()
+    with pytest.raises(FairVLMError, match=r"validation\.json is missing"):
+        execute("stratify", Config(), {"cohort": folder, "validation": folder / "empty"}, {"out": folder / "out"})
+
+
+def test_an_error_names_the_file_and_leaves_nothing(folder):
+    table = read_cohort(folder).to_pandas()
+    table["split"] = pd.Series(["train", "test"] + [None] * (len(table) - 2), dtype="string")
+    schema = read_cohort(folder).schema
+    pq.write_table(pa.Table.from_pandas(table, schema=schema, preserve_index=False), folder / "cohort.parquet")
+    write_cohort(read_cohort(folder).replace_schema_metadata(cohort().schema.metadata), folder)
+    with pytest.raises(CohortError) as caught:
+        execute("stratify", Config(), {"cohort": folder}, {"out": folder / "out"})
+    assert caught.value.where == f"{folder / 'cohort.parquet'}, rows 0 and 1, column split"
+    assert not list(folder.glob("out*"))
+
+
+def test_shares_that_leave_nobody_for_training():
+    with pytest.raises(ConfigError) as caught:
+        Config(validation_share=0.5, test_share=0.5)
+    assert "stratify.validation_share" in caught.value.where
