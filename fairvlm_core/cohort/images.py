@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -111,7 +112,7 @@ def build_store(
         )
 
         def decoded(key: str) -> np.ndarray:
-            return _square(load(key), size, key)
+            return square(load(key), size, where=f"image {key}")
 
         with ThreadPoolExecutor(THREADS) as threads:
             for start in range(0, len(unique), BATCH):
@@ -123,24 +124,24 @@ def build_store(
     return ImageStore.open(folder)
 
 
-def open_image(path: Path, *, where: str) -> Image.Image:
+def open_image(file: Path | BinaryIO, *, where: str) -> Image.Image:
     """Open and fully decode a picture.
 
     Args:
-        path: the file.
-        where: what the error adds to the file's path: the table and row that list it.
+        file: its path, or an open file.
+        where: what the error adds to the path: the table and row that list it.
 
     Raises:
         CohortError: when the file is missing, is not a picture, is truncated, or is larger than Pillow's limit.
     """
-    place = f"{path} ({where})"
+    place = f"{file} ({where})" if isinstance(file, Path) else where
     too_large = CohortError(
         f"The image exceeds Pillow's decompression-bomb limit of {Image.MAX_IMAGE_PIXELS} pixels.",
         where=place,
         mend="Check that it is what it should be, and shrink it.",
     )
     try:
-        with Image.open(path) as image:
+        with Image.open(file) as image:
             # Between once and twice the limit, Pillow only warns.
             if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
                 raise too_large
@@ -206,9 +207,12 @@ def to_rgb(picture: np.ndarray | Image.Image, *, where: str = "") -> Image.Image
         ) from None
 
 
-def _square(picture: np.ndarray | Image.Image, size: int, key: str) -> np.ndarray:
-    """The picture's central square, antialiased to size x size: shapes keep their proportions, borders are cut."""
-    image = to_rgb(picture, where=f"image {key}")
+def square(picture: np.ndarray | Image.Image, size: int, *, where: str = "") -> np.ndarray:
+    """What a model sees of a picture, uint8 [size, size, 3]: its central square, antialiased.
+
+    Shapes keep their proportions, borders are cut. Takes what `to_rgb` takes, and raises what it raises.
+    """
+    image = to_rgb(picture, where=where)
     side = min(image.size)
     left, top = (image.width - side) / 2, (image.height - side) / 2
     box = (left, top, left + side, top + side)
