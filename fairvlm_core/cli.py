@@ -48,15 +48,23 @@ def _command(name: str) -> Callable[..., None]:
     parameters, defaults = [], module.Config()
 
     def add(key: str, kind: Any, help: str, panel: str, required: bool = False) -> None:
-        annotation = Annotated[kind, typer.Option(_flag(key), help=help, rich_help_panel=panel, show_default=False)]
+        flags = f"{_flag(key)}/--no-{_flag(key)[2:]}" if bool in typing.get_args(kind) else _flag(key)
+        annotation = Annotated[kind, typer.Option(flags, help=help, rich_help_panel=panel, show_default=False)]
         default = inspect.Parameter.empty if required else None
-        parameters.append(inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation))
+        parameters.append(
+            inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+        )
 
     for key, port in module.INPUTS.items():
         add(key, Path if not port.optional else Path | None, port.help, "Inputs", required=not port.optional)
     for key, port in module.OUTPUTS.items():
         add(key, Path, port.help, "Outputs", required=True)
-    add("params", Path | None, f"YAML file whose section `{name}` gives the parameters; flags win over it.", "Parameters")
+    add(
+        "params",
+        Path | None,
+        f"YAML file whose section `{name}` gives the parameters; flags win over it.",
+        "Parameters",
+    )
     for field in dataclasses.fields(module.Config):
         value = getattr(defaults, field.name)
         kind = {bool: bool, int: int, float: float}.get(hints[field.name], str)
@@ -96,15 +104,22 @@ def _parsed(value: Any, hint: Any, flag: str) -> Any:
     if typing.get_origin(hint) is dict or hint is dict:
         import yaml
 
-        parsed = yaml.safe_load(value)
+        try:
+            parsed = yaml.safe_load(value)
+        except yaml.YAMLError:
+            parsed = None
         if not isinstance(parsed, dict):
             raise ConfigError(f"{flag} is not a mapping.", mend=f"Write it like {flag} '{{name: value}}'.")
         return parsed
-    members = typing.get_args(hint)
-    if typing.get_origin(hint) is tuple:
-        return tuple(members[0](item.strip()) for item in value.split(",") if item.strip())
-    if type(None) in members:
-        return None if value.lower() in ("none", "null") else next(m for m in members if m is not type(None))(value)
+    members, none = typing.get_args(hint), value.lower() in ("none", "null")
+    try:
+        if typing.get_origin(hint) is tuple:
+            return tuple(members[0](item.strip()) for item in value.split(",") if item.strip() and not none)
+        if type(None) in members:
+            return None if none else next(m for m in members if m is not type(None))(value)
+    except ValueError:
+        mend = f"Give a value of the type {type_name(hint)}."
+        raise ConfigError(f"{flag} cannot be {value!r}.", where=flag, mend=mend) from None
     return value
 
 

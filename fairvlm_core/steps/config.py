@@ -23,7 +23,9 @@ class Port:
     optional: bool = False
 
 
-def option(default: Any, help: str, *, choices: tuple[str, ...] = (), low: float | None = None, high: float | None = None) -> Any:
+def option(
+    default: Any, help: str, *, choices: tuple[str, ...] = (), low: float | None = None, high: float | None = None
+) -> Any:
     """A config field with its help text and the values it can have (inclusive bounds), checked by `check`."""
     metadata = {"help": help, "choices": choices, "low": low, "high": high}
     if isinstance(default, (list, dict)):
@@ -50,14 +52,26 @@ def check(config: Any) -> None:
         where = f"{_section(type(config))}.{field.name}"
         if not _fits(value, hints[field.name]):
             raise ConfigError(
-                f"{where} cannot be {value!r}.", where=where, mend=f"Give a value of the type {type_name(hints[field.name])}."
+                f"{where} cannot be {value!r}.",
+                where=where,
+                mend=f"Give a value of the type {type_name(hints[field.name])}.",
             )
         choices, low, high = (field.metadata.get(key) for key in ("choices", "low", "high"))
         for item in value if isinstance(value, tuple) else (value,):
             if choices and item is not None and item not in choices:
                 raise ConfigError(f"{where} cannot be {item!r}.", where=where, mend=nearest(str(item), choices))
-            if isinstance(item, (int, float)) and ((low is not None and item < low) or (high is not None and item > high)):
-                bounds = f"at least {low}" if high is None else f"at most {high}" if low is None else f"between {low} and {high}"
+            if item != item:
+                raise ConfigError(f"{where} cannot be {item!r}.", where=where, mend="Give a number.")
+            if isinstance(item, (int, float)) and (
+                (low is not None and item < low) or (high is not None and item > high)
+            ):
+                bounds = (
+                    f"at least {low}"
+                    if high is None
+                    else f"at most {high}"
+                    if low is None
+                    else f"between {low} and {high}"
+                )
                 raise ConfigError(f"{where} cannot be {item!r}.", where=where, mend=f"Give a number {bounds}.")
 
 
@@ -66,7 +80,9 @@ def build(config_type: type[C], values: Mapping[str, Any], *, where: str) -> C:
     names = [field.name for field in dataclasses.fields(config_type)]  # type: ignore[arg-type]
     for key in values:
         if key not in names:
-            raise ConfigError(f'There is no parameter "{key}".', where=f"{where}, key {key}", mend=nearest(str(key), names))
+            raise ConfigError(
+                f'There is no parameter "{key}".', where=f"{where}, key {key}", mend=nearest(str(key), names)
+            )
     return config_type(**values)
 
 
@@ -81,16 +97,29 @@ def read_params(path: Path, section: str, sections: typing.Iterable[str]) -> dic
     try:
         content = yaml.safe_load(path.read_text()) or {}
     except FileNotFoundError:
-        raise ConfigError("The params file is missing.", where=str(path), mend="Pass another path to --params.") from None
+        raise ConfigError(
+            "The params file is missing.", where=str(path), mend="Pass another path to --params."
+        ) from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}, line {mark.line + 1}" if mark else str(path)
-        raise ConfigError("The params file is not valid YAML.", where=where, mend="Mend the indentation or quotes there.") from None
+        raise ConfigError(
+            "The params file is not valid YAML.", where=where, mend="Mend the indentation or quotes there."
+        ) from None
+    if not isinstance(content, dict):
+        raise ConfigError("The params file has no sections.", where=str(path), mend="Write one section per step.")
     known = list(sections)
     for key in content:
         if key not in known:
-            raise ConfigError(f'There is no section "{key}".', where=f"{path}, key {key}", mend=nearest(str(key), known))
-    return dict(content.get(section) or {})
+            raise ConfigError(
+                f'There is no section "{key}".', where=f"{path}, key {key}", mend=nearest(str(key), known)
+            )
+    values = content.get(section) or {}
+    if not isinstance(values, dict):
+        raise ConfigError(
+            "The section holds no parameters.", where=f"{path}, key {section}", mend="Write one `name: value` per line."
+        )
+    return values
 
 
 def type_name(hint: Any) -> str:
@@ -116,7 +145,11 @@ def _number(value: Any) -> Any:
 
 
 def _members(hint: Any) -> tuple[Any, ...]:
-    return typing.get_args(hint) if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union else (hint,)
+    return (
+        typing.get_args(hint)
+        if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
+        else (hint,)
+    )
 
 
 def _fits(value: Any, hint: Any) -> bool:
