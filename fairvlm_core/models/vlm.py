@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fairvlm_core.cohort.prompts import NO, YES, chat, questions
 from fairvlm_core.cohort.table import Task
 from fairvlm_core.errors import CheckpointError
+from fairvlm_core.files import read_json, write_json
 from fairvlm_core.losses.answers import option_scores
 from fairvlm_core.models import device, pixel_statistics, pixels, write_description
 from fairvlm_core.models.packing import Packed, Turn, pack
@@ -173,9 +174,11 @@ class VLM:
 
     def save(self, folder: Path) -> None:
         """Write the adapter that was trained last to `folder`, without any path of this machine."""
-        self.llava.peft_config["default"].base_model_name_or_path = None
         self.llava.save_pretrained(str(folder), save_embedding_layers=False)
         (folder / "README.md").unlink(missing_ok=True)
+        config = folder / "adapter_config.json"
+        # peft notes where the base lay; which base it is, is `bases.json`'s to say, and it may lie elsewhere tomorrow.
+        write_json(config, {**read_json(config, made_by="stage1"), "base_model_name_or_path": None})
 
 
 def load_base(checkpoint: str, task: Task, image_size: int) -> VLM:
