@@ -92,7 +92,7 @@ def summary(split: pa.Table, balanced: pa.Table, attributes: tuple[str, ...], *,
         balanced: the same after it.
         attributes: the groups whose combinations are the cells.
         min_cell: the count of a cell with fewer patients is null. So that it cannot be had by subtraction from the
-            total, the next smallest cells are null too, until at least two cells and `min_cell` patients are hidden.
+            total, the next smallest cells are null too, until at least `min_cell` patients are hidden.
 
     Returns:
         `cells`: one mapping per cell with its groups and the numbers of images train_before, train_after, validation
@@ -129,7 +129,7 @@ def _hidden(patients: np.ndarray, min_cell: int) -> np.ndarray:
     hidden = (patients > 0) & (patients < min_cell)
     if hidden.any():
         for place in patients.argsort(kind="stable"):
-            if hidden.sum() >= 2 and patients[hidden].sum() >= min_cell:
+            if patients[hidden].sum() >= min_cell:
                 break
             hidden[place] = patients[place] > 0
     return hidden
