@@ -74,5 +74,5 @@ def write_cohort_with_images(folder: Path, task: Task, *, count: int = 96, seed:
     folder.mkdir(parents=True, exist_ok=True)
     table: pa.Table = cohort_table(rows, task=task, groups=GROUPS)
     write_cohort(table, folder)
-    build_store(list(pictures), pictures.__getitem__, folder / "images", size=SIZE)
+    build_store(list(pictures), pictures.__getitem__, folder, size=SIZE)
     return folder

@@ -103,7 +103,7 @@ def fit(
         optimizer.step()
         sums = state["sums"]
         for name, value in {**terms, "gradient_norm": norm}.items():
-            sums[name] = sums.get(name, 0.0) + float(value)
+            sums[name] = sums.get(name, 0.0) + float(value.detach() if isinstance(value, Tensor) else value)
         state["step"] = step + 1
         ends = place == per_epoch - 1
         if ends:
