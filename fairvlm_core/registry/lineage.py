@@ -1,0 +1,73 @@
+"""Where a model comes from: the commit of the code and the hash under which DVC keeps the data."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+from pathlib import Path
+
+import yaml
+
+from fairvlm_core.cohort.table import COHORT_FILE
+from fairvlm_core.files import sha256
+
+LOCK_FILE = "dvc.lock"
+
+
+def commit(folder: Path) -> dict[str, str]:
+    """`git_commit` and `git_dirty` (true or false) of the repository around `folder`; empty where there is none.
+
+    As with `git describe --dirty`, files that git does not track do not count. Nor does dvc.lock: DVC rewrites it while
+    the pipeline runs, and what it says of the data has a hash of its own.
+    """
+    found = _git(folder, "rev-parse", "HEAD")
+    changes = _git(
+        folder, "status", "--porcelain", "--untracked-files=no", "--", ":/", f":(exclude,top,glob)**/{LOCK_FILE}"
+    )
+    if found is None or changes is None:
+        return {}
+    return {"git_commit": found, "git_dirty": "true" if changes else "false"}
+
+
+def data_hash(cohort: Path, root: Path) -> str:
+    """The hash under which DVC keeps the cohort, or `sha256:...` of cohort.parquet where DVC does not know these bytes.
+
+    Args:
+        cohort: folder that holds cohort.parquet.
+        root: folder that may hold the dvc.lock of the run.
+    """
+    recorded = _recorded(root).get(cohort.resolve())
+    if recorded is not None and recorded == dvc_md5(cohort):
+        return recorded
+    return f"sha256:{sha256(cohort / COHORT_FILE)}"
+
+
+def dvc_md5(folder: Path) -> str:
+    """The md5 that DVC 3 gives a folder: that of the list of its files and their md5."""
+    paths = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    entries = [{"md5": _md5((folder / path).read_bytes()), "relpath": path.as_posix()} for path in paths]
+    return f"{_md5(json.dumps(entries, sort_keys=True).encode())}.dir"
+
+
+def _recorded(root: Path) -> dict[Path, str]:
+    """Every output in dvc.lock with its md5."""
+    lock = root / LOCK_FILE
+    try:
+        stages = (yaml.safe_load(lock.read_text()) or {}).get("stages", {})
+    except (FileNotFoundError, yaml.YAMLError):
+        return {}
+    outputs = [output for stage in stages.values() for output in stage.get("outs", [])]
+    return {(root / output["path"]).resolve(): output["md5"] for output in outputs if "md5" in output}
+
+
+def _md5(content: bytes) -> str:
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True, timeout=60)
+    except (OSError, subprocess.SubprocessError):
+        return None  # no git, or no repository
+    return done.stdout.strip()

@@ -1,0 +1,144 @@
+"""The registered model: pictures in, scores and decisions out.
+
+MLflow keeps this file itself (models from code), not a pickle, beside the folder that `tracking.write_artifact` wrote:
+`model/` (what was trained), `thresholds.json` and `base.json` (a reference to the base model, never its weights).
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import importlib
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from mlflow.models import set_model
+from mlflow.pyfunc import PythonModel
+from PIL import Image
+
+from fairvlm_core.cohort.images import open_image, square
+from fairvlm_core.cohort.table import ATTRIBUTES
+from fairvlm_core.errors import FairVLMError
+from fairvlm_core.evaluation.thresholds import decide
+from fairvlm_core.files import read_json
+from fairvlm_core.models import FAMILIES, describe
+from fairvlm_core.registry.base import find_base
+
+ARTIFACT = "fairvlm"
+IMAGE = "image"
+# What a model must never be told about a person. The signature declares these columns only so that they arrive here and
+# are refused: MLflow silently drops a column that is not declared, and the caller would think that it was used.
+REFUSED = (*ATTRIBUTES, "age")
+BATCH = 256
+PICTURE_STARTS = (b"\x89PNG", b"\xff\xd8\xff")
+
+
+class RegisteredModel(PythonModel):
+    """Scores pictures as `predict` does and decides as `evaluate` does."""
+
+    def load_context(self, context: Any) -> None:
+        """Load the base model and what was trained.
+
+        Raises:
+            CheckpointError: when the base model is missing or another one.
+        """
+        artifact = Path(context.artifacts[ARTIFACT])
+        fixed = read_json(artifact / "thresholds.json", made_by="register")
+        described = describe(artifact / "model")
+        self.kind, self.labels = described["task"].kind, described["task"].labels
+        self.thresholds = None if self.kind == "multiclass" else [fixed["thresholds"][label] for label in self.labels]
+        family = importlib.import_module(FAMILIES[described["family"]])
+        checkpoint = find_base(read_json(artifact / "base.json", made_by="register"))
+        self.model = family.load(artifact / "model", checkpoint, described)
+
+    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
+        """Score and decide.
+
+        Args:
+            model_input: one column, `image`: paths, bytes, or base64 texts of PNG or JPEG files.
+
+        Returns:
+            Per label `score_<label>` (a probability) and `label_<label>` (0 or 1, decided at the fixed threshold);
+            multi-class: also `predicted`, the label with the highest score.
+
+        Raises:
+            FairVLMError: when there is another column, or a picture cannot be read.
+        """
+        pictures = _pictures(model_input)
+        size = self.model.image_size
+        parts = [np.zeros((0, len(self.labels)), dtype=np.float32)]
+        for start in range(0, len(pictures), BATCH):
+            batch = enumerate(pictures[start : start + BATCH], start)
+            parts.append(self.model.score(np.stack([_pixels(picture, size, row) for row, picture in batch])))
+        score = np.concatenate(parts).astype(np.float64)
+        decision = decide(score, self.thresholds, self.kind).astype(np.int64)
+        names = output_columns(self.labels, self.kind)
+        result = pd.DataFrame(
+            np.hstack([score, decision]), columns=names[: 2 * len(self.labels)], index=model_input.index
+        )
+        result = result.astype(dict.fromkeys(names[len(self.labels) : 2 * len(self.labels)], np.int64))
+        if self.kind == "multiclass":
+            result[names[-1]] = np.array(self.labels, dtype=object)[score.argmax(axis=1)]
+        return result
+
+
+def output_columns(labels: Sequence[str], kind: str) -> list[str]:
+    """Names of the columns that `predict` returns."""
+    names = [f"{what}_{label}" for what in ("score", "label") for label in labels]
+    return [*names, "predicted"] if kind == "multiclass" else names
+
+
+def _pictures(given: pd.DataFrame) -> list[Any]:
+    if not isinstance(given, pd.DataFrame) or IMAGE not in given.columns:
+        raise FairVLMError(
+            "There are no pictures.", where=f"column {IMAGE}", mend=f"Give a table with the column {IMAGE}."
+        )
+    others = [str(name) for name in given.columns if name != IMAGE]
+    refused = [name for name in others if name in REFUSED]
+    if refused:
+        raise FairVLMError(
+            "This model decides by the picture alone; it takes no demographics.",
+            where=f"column {', '.join(refused)}",
+            mend=f"Leave all columns but {IMAGE} out.",
+        )
+    if others:
+        raise FairVLMError(
+            "The table has columns that this model does not know.",
+            where=f"column {', '.join(others)}",
+            mend=f"Leave all columns but {IMAGE} out.",
+        )
+    return given[IMAGE].tolist()
+
+
+def _pixels(picture: Any, size: int, row: int) -> np.ndarray:
+    where = f"row {row}, column {IMAGE}"
+    return square(_opened(picture, where), size, where=where)
+
+
+def _opened(picture: Any, where: str) -> Image.Image:
+    if isinstance(picture, str):
+        content = _from_base64(picture)
+        return open_image(Path(picture) if content is None else io.BytesIO(content), where=where)
+    if isinstance(picture, (bytes, bytearray)):
+        return open_image(io.BytesIO(picture), where=where)
+    raise FairVLMError(
+        f"A value of the type {type(picture).__name__} is not a picture.",
+        where=where,
+        mend="Give the path, the bytes or the base64 text of a PNG or JPEG file.",
+    )
+
+
+def _from_base64(text: str) -> bytes | None:
+    """The PNG or JPEG file that a text encodes; None for any other text, which is a path."""
+    try:
+        content = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        return None
+    return content if content.startswith(PICTURE_STARTS) else None
+
+
+set_model(RegisteredModel())

@@ -1,0 +1,131 @@
+"""Log the selected model to MLflow and register it as the next version, which the alias challenger then points to.
+
+What is registered holds what was trained and a reference to the base model, never the base weights. The server is
+that of MLFLOW_TRACKING_URI, else a database in the working directory.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fairvlm_core.errors import CheckpointError, ConfigError
+from fairvlm_core.steps.config import Port, check, option
+
+MODELS = ("stage1", "stage2", "fair_moe")
+INPUTS = {
+    "comparison": Port("Folder that compare wrote."),
+    "base": Port("Folder that base_models wrote."),
+    "cohort": Port("Folder that stratify wrote."),
+    **{name: Port(f"Folder that {name} wrote.") for name in MODELS},
+}
+OUTPUTS = {"out": Port("Folder to write: registration.json.")}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Parameters of the step."""
+
+    model: str = option(
+        "selected", "What to register: the model that compare selected, or a named one.", choices=("selected", *MODELS)
+    )
+    registered_name: str = option("fairvlm", "Name in the model registry.")
+    alias: str = option("challenger", "Alias that the new version gets.")
+    experiment: str = option("fairvlm", "Experiment of the run, where MLflow's environment variables name no other.")
+    tracking_uri: str = option("sqlite:///mlflow.db", "Tracking server where MLFLOW_TRACKING_URI is not set.")
+
+    def __post_init__(self) -> None:
+        check(self)
+        # MLflow would find out only after the version exists.
+        if not re.fullmatch(r"[\w-]+", self.alias) or re.fullmatch(r"(?i)v\d+|latest", self.alias):
+            raise ConfigError(
+                f'register.alias cannot be "{self.alias}".',
+                where="register.alias",
+                mend="Use letters, digits, - and _, but neither a version like v1 nor latest.",
+            )
+
+
+def run(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path]) -> dict[str, Any]:
+    """Write registration.json: name, version, run, server, alias and tags."""
+    import tempfile
+
+    import mlflow
+
+    from fairvlm_core import __version__
+    from fairvlm_core.cohort.table import COHORT_FILE, read_cohort, task_of
+    from fairvlm_core.files import read_json, sha256, write_json
+    from fairvlm_core.models import describe
+    from fairvlm_core.registry import lineage, tracking
+    from fairvlm_core.registry.base import base_reference
+
+    comparison = read_json(inputs["comparison"] / "comparison.json", made_by="compare")
+    name = comparison["selected"] if config.model == "selected" else config.model
+    described = describe(inputs[name])
+    _refuse_others(described, name, comparison, task_of(read_cohort(inputs["cohort"])), inputs)
+    tags = {
+        **lineage.commit(Path.cwd()),
+        "dvc_data_hash": lineage.data_hash(inputs["cohort"], Path.cwd()),
+        "cohort_sha256": sha256(inputs["cohort"] / COHORT_FILE),
+        "model": name,
+        "criterion": comparison["criterion"]["name"],
+        "fairvlm_version": __version__,
+    }
+    reference = base_reference(inputs["base"], described["family"])
+    judged = comparison["models"][name]
+    with tracking.tracking(config.tracking_uri) as uri, tempfile.TemporaryDirectory() as scratch:
+        tracking.ensure_registered_model(config.registered_name)
+        artifact = Path(scratch) / tracking.ARTIFACT
+        tracking.write_artifact(artifact, model=inputs[name], thresholds=judged["thresholds"], reference=reference)
+        with mlflow.start_run(experiment_id=tracking.experiment_id(config.experiment)) as active:
+            mlflow.set_tags(tags)
+            mlflow.log_params(tracking.parameters(described, comparison))
+            mlflow.log_metrics(tracking.metrics(judged))
+            for file in _figures(inputs, name):
+                mlflow.log_artifact(str(file), "report")
+            logged = tracking.log_model(artifact, described["task"], described["image_size"])
+        run_id = active.info.run_id
+        version = tracking.register(
+            logged.model_uri, run_id, name=config.registered_name, alias=config.alias, tags=tags
+        )
+    registration = {
+        "name": config.registered_name,
+        "version": version,
+        "alias": config.alias,
+        "run_id": run_id,
+        "tracking_uri": uri,
+        "tags": tags,
+    }
+    write_json(outputs["out"] / "registration.json", registration)
+    return {"model": name, **{key: registration[key] for key in ("name", "version", "alias", "run_id")}}
+
+
+def _refuse_others(
+    described: Mapping[str, Any], name: str, comparison: Mapping[str, Any], task: Any, inputs: Mapping[str, Path]
+) -> None:
+    """The model, the comparison and the cohort must belong together: thresholds and tags would say something untrue."""
+    where = str(inputs[name] / "model.json")
+    if described["name"] != name:
+        raise CheckpointError(
+            f"The input {name} holds the model {described['name']}.",
+            where=where,
+            mend=f"Pass the folder that {name} wrote.",
+        )
+    for what, labels in (("comparison", comparison["labels"]), ("cohort", task.labels)):
+        if list(labels) != list(described["task"].labels):
+            raise CheckpointError(
+                f"The model has other labels than the {what}.",
+                where=where,
+                mend="Pass folders of one run of the pipeline.",
+            )
+
+
+def _figures(inputs: Mapping[str, Path], name: str) -> list[Path]:
+    """What a person would look at, as far as it is there."""
+    comparison = [
+        inputs["comparison"] / file for file in ("report.html", "table.md", "comparison.json", "tradeoff.png")
+    ]
+    others = [inputs["cohort"] / "strata.png", inputs[name] / "history.png"]
+    return [file for file in (*comparison, *others) if file.is_file()]
