@@ -48,7 +48,8 @@ ATTRIBUTES = ("sex", "age_group")
 # The findings of CheXpert: as many questions per image as a chest radiograph is asked.
 FINDINGS = (
     "no finding", "enlarged cardiomediastinum", "cardiomegaly", "lung opacity", "lung lesion", "edema", "consolidation",
-    "pneumonia", "atelectasis", "pneumothorax", "pleural effusion", "another pleural disease", "fracture", "support devices",
+    "pneumonia", "atelectasis", "pneumothorax", "pleural effusion", "another pleural disease", "fracture",
+    "support devices",
 )  # fmt: skip
 
 Step = Callable[[int], Any]
@@ -156,7 +157,7 @@ def ingest_race(folder: Path, count: int) -> Race:
 
 
 def make_job(folder: Path, *, patients: int, batch_size: int, findings: Sequence[str] = ()) -> Watched:
-    """Write a generated cohort and its base models; with `findings`, each image has random answers to that many questions."""
+    """Write a generated cohort and its base models; with `findings`, each image has random labels for them."""
     release = generated.read(None, generated.Options(patients=patients, pixels=SIZE), age_edges=(40, 60), seed=0)
     build_store(release.table.column("image").to_pylist(), release.load, folder, size=SIZE)
     table = stratify(release.table, StratifyConfig(attributes=ATTRIBUTES))
