@@ -49,7 +49,9 @@ def read_json(path: Path, *, made_by: str) -> Any:
         ) from None
     except json.JSONDecodeError as error:
         raise FairVLMError(
-            f"{path.name} is not valid JSON.", where=f"{path}, line {error.lineno}", mend=f"Run `fairvlm {made_by}` again."
+            f"{path.name} is not valid JSON.",
+            where=f"{path}, line {error.lineno}",
+            mend=f"Run `fairvlm {made_by}` again.",
         ) from None
 
 

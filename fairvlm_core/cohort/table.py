@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -71,7 +72,8 @@ class Task:
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.kind not in ("binary", "multiclass", "multilabel"):
             raise CohortError(
-                f'A task cannot be of the kind "{self.kind}".', mend=nearest(self.kind, ("binary", "multiclass", "multilabel"))
+                f'A task cannot be of the kind "{self.kind}".',
+                mend=nearest(self.kind, ("binary", "multiclass", "multilabel")),
             )
         if len(self.concepts) != len(self.labels):
             raise CohortError(f"The task has {len(self.labels)} labels but {len(self.concepts)} concept phrases.")
@@ -119,11 +121,15 @@ def read_cohort(path: Path) -> pa.Table:
     """
     file = path / COHORT_FILE if path.is_dir() or path.suffix != ".parquet" else path
     if not file.is_file():
-        raise CohortError("The cohort is missing.", where=str(file), mend="Run `fairvlm ingest` first, or pass its folder.")
+        raise CohortError(
+            "The cohort is missing.", where=str(file), mend="Run `fairvlm ingest` first, or pass its folder."
+        )
     try:
         table = pq.read_table(file)
     except pa.ArrowInvalid as error:
-        raise CohortError(f"This is not a Parquet file ({error}).", where=str(file), mend="Run `fairvlm ingest` again.") from None
+        raise CohortError(
+            f"This is not a Parquet file ({error}).", where=str(file), mend="Run `fairvlm ingest` again."
+        ) from None
     for field in SCHEMA:
         if field.name not in table.column_names:
             raise CohortError(
@@ -162,7 +168,9 @@ def label_matrix(table: pa.Table) -> np.ndarray:
     if (lengths != width).any():
         row = int(np.flatnonzero(lengths != width)[0])
         raise CohortError(
-            f"The task has {width} labels, this row has {lengths[row]}.", where=f"row {row}, column labels", mend="Run `fairvlm ingest` again."
+            f"The task has {width} labels, this row has {lengths[row]}.",
+            where=f"row {row}, column labels",
+            mend="Run `fairvlm ingest` again.",
         )
     flat = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
     return flat.reshape(len(table), width)
@@ -174,7 +182,9 @@ def group_codes(table: pa.Table, attributes: Sequence[str]) -> np.ndarray:
     codes = np.full((len(table), len(attributes)), -1, dtype=np.int64)
     for k, attribute in enumerate(attributes):
         if attribute not in groups:
-            raise CohortError(f'The cohort has no groups for the attribute "{attribute}".', mend=nearest(attribute, groups))
+            raise CohortError(
+                f'The cohort has no groups for the attribute "{attribute}".', mend=nearest(attribute, groups)
+            )
         place = {name: code for code, name in enumerate(groups[attribute])}
         codes[:, k] = [place.get(value, -1) for value in table.column(attribute).to_pylist()]
     return codes
@@ -194,7 +204,7 @@ def age_group_names(edges: Sequence[float]) -> tuple[str, ...]:
     ('0-39', '40-59', '60+')
     """
     starts = [0, *(int(edge) for edge in edges)]
-    return tuple(f"{low}-{high - 1}" for low, high in zip(starts, starts[1:], strict=False)) + (f"{starts[-1]}+",)
+    return (*(f"{low}-{high - 1}" for low, high in pairwise(starts)), f"{starts[-1]}+")
 
 
 def age_group(age: float | None, edges: Sequence[float]) -> str | None:

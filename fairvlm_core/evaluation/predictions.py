@@ -1,4 +1,7 @@
-"""The predictions contract: one row per image and label; thresholds, metrics, report and gate read this and nothing else."""
+"""The predictions contract: one row per image and label.
+
+Thresholds, metrics, report and gate read this and nothing else.
+"""
 
 from __future__ import annotations
 
@@ -139,7 +142,9 @@ def scores(table: pa.Table, split: str, *, model: str | None = None, labels: Seq
     ids = frame["sample_id"].drop_duplicates().to_numpy(dtype=object)
     if len(frame) != len(ids) * len(names) or frame.duplicated(["sample_id", "label"]).any():
         raise PredictionsError(
-            "Each image needs exactly one row per label.", where=f"split {split}", mend="Remove repeated rows, add missing ones."
+            "Each image needs exactly one row per label.",
+            where=f"split {split}",
+            mend="Remove repeated rows, add missing ones.",
         )
     place = {name: j for j, name in enumerate(names)}
     row = frame["sample_id"].map({name: i for i, name in enumerate(ids)}).to_numpy()

@@ -10,6 +10,7 @@ from fairvlm_core.evaluation import CRITERIA
 from fairvlm_core.evaluation.judgement import judge
 from fairvlm_core.evaluation.predictions import Scores
 
+
 def criterion(name: str, judgement: Mapping[str, Any], attributes: list[str]) -> float | None:
     """The value of a selection criterion for one model on validation; null where it cannot be computed.
 

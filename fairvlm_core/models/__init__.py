@@ -53,7 +53,9 @@ def base_path(base: Path, family: str) -> str:
     bases = read_json(base / BASES_FILE, made_by="base_models")
     if family not in bases:
         raise CheckpointError(
-            f"There is no base model for the family {family}.", where=str(base / BASES_FILE), mend=nearest(family, bases)
+            f"There is no base model for the family {family}.",
+            where=str(base / BASES_FILE),
+            mend=nearest(family, bases),
         )
     reference = bases[family]
     inside = base / reference
@@ -61,7 +63,9 @@ def base_path(base: Path, family: str) -> str:
         return str(inside)
     if reference.startswith((".", "/")):
         raise CheckpointError(
-            "The pretrained checkpoint is missing.", where=reference, mend="Download it, or mend base_models in params.yaml."
+            "The pretrained checkpoint is missing.",
+            where=reference,
+            mend="Download it, or mend base_models in params.yaml.",
         )
     return reference
 
@@ -81,15 +85,26 @@ def describe(folder: Path) -> dict[str, Any]:
     """What `model.json` says: name, family, task, image_size, seed and the family's own settings."""
     if not (folder / MODEL_FILE).is_file():
         raise CheckpointError(
-            "There is no trained model here.", where=str(folder / MODEL_FILE), mend="Run its training step first, or pass its folder."
+            "There is no trained model here.",
+            where=str(folder / MODEL_FILE),
+            mend="Run its training step first, or pass its folder.",
         )
     described = read_json(folder / MODEL_FILE, made_by="stage1")
     return {**described, "task": Task(**described["task"])}
 
 
-def write_description(folder: Path, *, name: str, family: str, task: Task, image_size: int, seed: int, **settings: Any) -> None:
+def write_description(
+    folder: Path, *, name: str, family: str, task: Task, image_size: int, seed: int, **settings: Any
+) -> None:
     """Write `model.json`, from which `load` rebuilds the model."""
-    described = {"name": name, "family": family, "task": asdict(task), "image_size": image_size, "seed": seed, **settings}
+    described = {
+        "name": name,
+        "family": family,
+        "task": asdict(task),
+        "image_size": image_size,
+        "seed": seed,
+        **settings,
+    }
     write_json(folder / MODEL_FILE, described)
 
 
@@ -117,7 +132,7 @@ def pixel_statistics(checkpoint: str) -> tuple[Tensor, Tensor]:
 
 
 def pixels(images: np.ndarray | Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """uint8 images [n, S, S, 3], or floats [n, 3, S, S] in 0..1, to the normalised float32 [n, 3, S, S] a tower takes."""
+    """uint8 images [n, S, S, 3], or floats [n, 3, S, S] in 0..1, to the normalised [n, 3, S, S] a tower takes."""
     if isinstance(images, np.ndarray):
         images = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
     return (images.to(mean.device) - mean) / std

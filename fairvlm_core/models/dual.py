@@ -1,4 +1,4 @@
-"""The CLIP family (Fair-MoE): two encoders in one space, with mixtures of experts in the last block of each and after it.
+"""The CLIP family (Fair-MoE): two encoders in one space, with experts in the last block of each and after it.
 
 Works on transformers' CLIPModel and VisionTextDualEncoderModel (DINOv2, ViT or CLIP vision; BERT or CLIP text).
 """
@@ -70,7 +70,7 @@ class DualEncoder:
     The image side runs in parts (`trunk`, `head`), so that frozen lower blocks are computed once.
     """
 
-    def __init__(self, model: nn.Module, checkpoint: str, task: Task, image_size: int, experts: Experts, seed: int) -> None:
+    def __init__(self, model: Any, checkpoint: str, task: Task, image_size: int, experts: Experts, seed: int) -> None:
         from transformers import AutoTokenizer
 
         self.task, self.image_size, self.experts = task, image_size, experts
@@ -86,12 +86,12 @@ class DualEncoder:
         self.model = model.to(device())
         self.feature_moes.to(device())
 
-    def _add_experts(self, model: nn.Module) -> None:
-        shape = {"num_experts": self.experts.count, "top_k": self.experts.top_k}
+    def _add_experts(self, model: Any) -> None:
+        shape: dict[str, Any] = {"num_experts": self.experts.count, "top_k": self.experts.top_k}
         for side, tower in (("image", model.vision_model), ("text", model.text_model)):
-            block = blocks(tower)[-1]
+            block: Any = blocks(tower)[-1]
             width = tower.config.hidden_size
-            more = {"capacity": self.experts.capacity, "gate": self.experts.gate}
+            more: dict[str, Any] = {"capacity": self.experts.capacity, "gate": self.experts.gate}
             if hasattr(block, "mlp"):
                 slot = MoESlot(EmbeddingMoE.from_mlp(block.mlp, width, **shape, **more))
                 block.mlp = slot
@@ -113,7 +113,7 @@ class DualEncoder:
         }
 
     def freeze(self, train_blocks: int) -> None:
-        """Leave only the last `train_blocks` blocks of each encoder, and all that follows them, trainable; 0 trains everything."""
+        """Freeze what lies below the last `train_blocks` blocks of each encoder; 0 freezes nothing."""
         if not train_blocks:
             return
         for tower in (self.model.vision_model, self.model.text_model):
@@ -177,7 +177,7 @@ class DualEncoder:
         return self.score_features(self.embed(images)).cpu().numpy()
 
     def score_features(self, features: Tensor) -> Tensor:
-        """Probabilities [n, L] of unit-length image features: softmax over the captions, or absence against presence."""
+        """Probabilities [n, L] of unit-length image features: softmax over captions, or absence against presence."""
         prompts = zero_shot_prompts(self.task)
         with torch.inference_mode():
             scale = self.model.logit_scale.exp()
@@ -197,7 +197,7 @@ class DualEncoder:
         save_file(trained, folder / WEIGHTS_FILE)
 
 
-def blocks(tower: nn.Module) -> nn.ModuleList:
+def blocks(tower: Any) -> nn.ModuleList:
     """The transformer blocks of an encoder, whatever its family calls them."""
     return tower.encoder.layers if hasattr(tower.encoder, "layers") else tower.encoder.layer
 
@@ -210,12 +210,14 @@ def load_base(checkpoint: str, task: Task, image_size: int, *, experts: Experts,
     """
     from transformers import AutoConfig, CLIPModel, VisionTextDualEncoderModel
 
-    families = {"clip": CLIPModel, "vision-text-dual-encoder": VisionTextDualEncoderModel}
+    families: dict[str, Any] = {"clip": CLIPModel, "vision-text-dual-encoder": VisionTextDualEncoderModel}
     try:
         config = AutoConfig.from_pretrained(checkpoint)
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            "The checkpoint cannot be read.", where=checkpoint, mend=f"Give a folder or hub name ({str(error).splitlines()[0]})."
+            "The checkpoint cannot be read.",
+            where=checkpoint,
+            mend=f"Give a folder or hub name ({str(error).splitlines()[0]}).",
         ) from None
     if config.model_type not in families:
         raise CheckpointError(
@@ -254,5 +256,11 @@ def save(dual: DualEncoder, folder: Path, *, name: str, seed: int) -> None:
     """Write a trained model: what was trained, and `model.json`."""
     dual.save(folder)
     write_description(
-        folder, name=name, family="dual", task=dual.task, image_size=dual.image_size, seed=seed, experts=vars(dual.experts)
+        folder,
+        name=name,
+        family="dual",
+        task=dual.task,
+        image_size=dual.image_size,
+        seed=seed,
+        experts=vars(dual.experts),
     )

@@ -67,7 +67,11 @@ def draw(count: int, size: int, rng: np.random.Generator) -> tuple[np.ndarray, l
 
     base = np.array([GROUNDS[name] for name in names], dtype=np.float32)[ground][:, None, None, :]
     image = base * column(rng.uniform(0.8, 1.2, count))[..., None]
-    image = image + 70 * inside(radius)[..., None] + column(rng.uniform(30, 70, count))[..., None] * inside(radius * ratio)[..., None]
+    image = (
+        image
+        + 70 * inside(radius)[..., None]
+        + column(rng.uniform(30, 70, count))[..., None] * inside(radius * ratio)[..., None]
+    )
     mark = (np.hypot(x - 0.1, y - 0.9) < 0.07).astype(np.float32)
     image = image + 90 * mark[None, :, :, None] * column(marked)[..., None]
     image = image + rng.normal(0, 6, image.shape).astype(np.float32)

@@ -1,14 +1,15 @@
 """Small base models for a CPU, in the transformers layout, loaded like any published checkpoint.
 
-`tiny`: a CLIP and a LLaVA of about a million parameters each, pretrained on generated pictures; LLaVA's tower is CLIP's,
-as in LLaVA-Med. `small`: pretrained DINOv2 and MiniLM as a dual encoder, and the same DINOv2 as the tower of a LLaVA whose
-language model is the tiny one.
+`tiny`: a CLIP and a LLaVA of about a million parameters each, pretrained on generated pictures; LLaVA's tower is
+CLIP's, as in LLaVA-Med. `small`: pretrained DINOv2 and MiniLM as a dual encoder, and the same DINOv2 as the tower of a
+LLaVA whose language model is the tiny one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ Progress = Callable[[Iterable[int], str], Iterable[int]]
 
 
 def corpus(task: Task, notes: Sequence[str]) -> list[str]:
-    """The text a tiny tokenizer must be able to write: the cohort's notes, all prompts, all captions of the pictures."""
+    """The text a tiny tokenizer must be able to write: notes, prompts, captions of the pictures."""
     ages = [demographic_prompt(sex, age) for sex in ("female", "male") for age in range(0, 100, 10)]
     prompts = [prompt for group in zero_shot_prompts(task) for prompt in group]
     _, pictures = draw(200, 8, np.random.default_rng(0))
@@ -73,7 +74,12 @@ def build_clip(folder: Path, tokenizer, *, image_size: int, seed: int) -> None:
     """Write an untrained CLIP with its tokenizer and image processor to `folder`."""
     from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
-    shape = {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_attention_heads": HEADS, "projection_dim": WIDTH}
+    shape: dict[str, Any] = {
+        "hidden_size": WIDTH,
+        "intermediate_size": 4 * WIDTH,
+        "num_attention_heads": HEADS,
+        "projection_dim": WIDTH,
+    }
     text = CLIPTextConfig(
         **shape,
         num_hidden_layers=TEXT_LAYERS,
@@ -89,7 +95,9 @@ def build_clip(folder: Path, tokenizer, *, image_size: int, seed: int) -> None:
     save_processors(folder, tokenizer, image_size, MEAN, STD)
 
 
-def build_llava(folder: Path, tokenizer, vision_config, *, image_size: int, mean, std, seed: int, tower: nn.Module) -> None:
+def build_llava(
+    folder: Path, tokenizer, vision_config, *, image_size: int, mean, std, seed: int, tower: nn.Module
+) -> None:
     """Write a LLaVA with the given tower and an untrained projector and language model to `folder`."""
     from transformers import LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
@@ -124,7 +132,9 @@ def save_processors(folder: Path, tokenizer, image_size: int, mean: Sequence[flo
 
     tokenizer.save_pretrained(folder)
     square = {"height": image_size, "width": image_size}
-    CLIPImageProcessorPil(size=square, crop_size=square, image_mean=list(mean), image_std=list(std)).save_pretrained(folder)
+    CLIPImageProcessorPil(size=square, crop_size=square, image_mean=list(mean), image_std=list(std)).save_pretrained(
+        folder
+    )
 
 
 def pretrain_clip(folder: Path, *, image_size: int, steps: int, seed: int, progress: Progress) -> float:
@@ -147,14 +157,18 @@ def pretrain_clip(folder: Path, *, image_size: int, steps: int, seed: int, progr
         output = model(pixel_values=pixels, **tokens)
         same = torch.tensor([[a == b for b in captions] for a in captions], dtype=torch.float32)
         target = same / same.sum(1, keepdim=True)
-        loss = (_soft_cross_entropy(output.logits_per_image, target) + _soft_cross_entropy(output.logits_per_text, target)) / 2
+        loss = (
+            _soft_cross_entropy(output.logits_per_image, target) + _soft_cross_entropy(output.logits_per_text, target)
+        ) / 2
         last = _update(optimizer, loss, step, steps, 1e-3)
     model.save_pretrained(folder)
     return last
 
 
-def pretrain_llava(folder: Path, task: Task, *, image_size: int, steps: int, pool: int, seed: int, progress: Progress) -> float:
-    """Train projector and language model to answer questions about generated pictures and to describe them; the tower is frozen.
+def pretrain_llava(
+    folder: Path, task: Task, *, image_size: int, steps: int, pool: int, seed: int, progress: Progress
+) -> float:
+    """Train projector and language model to answer questions about generated pictures and to describe them.
 
     Args:
         pool: pictures drawn in all; their tower features are computed once.
@@ -214,7 +228,9 @@ def build_small_dual(folder: Path, vision: Path, text: Path, *, image_size: int,
     model = VisionTextDualEncoderModel.from_vision_text_pretrained(str(vision), str(text), projection_dim=256)
     model.half().save_pretrained(folder)
     mean, std = pixel_statistics(str(vision))
-    save_processors(folder, AutoTokenizer.from_pretrained(str(text)), image_size, mean.flatten().tolist(), std.flatten().tolist())
+    save_processors(
+        folder, AutoTokenizer.from_pretrained(str(text)), image_size, mean.flatten().tolist(), std.flatten().tolist()
+    )
 
 
 def _require(path: Path) -> None:

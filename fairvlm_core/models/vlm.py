@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fairvlm_core.cohort.prompts import NO, YES, chat, questions
 from fairvlm_core.cohort.table import Task
@@ -32,7 +32,7 @@ class VLM:
     projector's output, on which the fairness losses act, is at hand.
     """
 
-    def __init__(self, llava: nn.Module, checkpoint: str, task: Task, image_size: int, adapters: Sequence[str] = ()) -> None:
+    def __init__(self, llava: Any, checkpoint: str, task: Task, image_size: int, adapters: Sequence[str] = ()) -> None:
         from transformers import AutoTokenizer
 
         self.llava, self.task, self.image_size = llava.to(device()), task, image_size
@@ -48,7 +48,7 @@ class VLM:
         self.sequence = lru_cache(maxsize=4096)(self._sequence)
 
     @property
-    def parts(self) -> nn.Module:
+    def parts(self) -> Any:
         """The LlavaModel itself, whether or not adapters are wrapped around it."""
         inner = self.llava.get_base_model() if hasattr(self.llava, "get_base_model") else self.llava
         return inner.model
@@ -58,7 +58,10 @@ class VLM:
         config = self.llava.config
         tower = self.parts.vision_tower
         extra = {}
-        if config.vision_config.model_type == "clip_vision_model" and config.vision_config.image_size != self.image_size:
+        if (
+            config.vision_config.model_type == "clip_vision_model"
+            and config.vision_config.image_size != self.image_size
+        ):
             extra["interpolate_pos_encoding"] = True
         hidden = tower(pixels(images, self.mean, self.std), output_hidden_states=True, **extra).hidden_states
         chosen = hidden[config.vision_feature_layer]
@@ -140,7 +143,7 @@ class VLM:
         return torch.sigmoid(logits[first, yes] - logits[first, no]).view(-1, width)
 
     def score(self, images: np.ndarray) -> np.ndarray:
-        """Probabilities float32 [n, L]: P(yes) against P(no) per label, or the softmax over the options' likelihoods."""
+        """Probabilities float32 [n, L]: P(yes) against P(no) per label, or a softmax over the options."""
         self.llava.eval()
         with torch.inference_mode():
             batches = [images[start : start + SCORE_BATCH] for start in range(0, len(images), SCORE_BATCH)]
@@ -193,7 +196,9 @@ def load_base(checkpoint: str, task: Task, image_size: int) -> VLM:
         config = AutoConfig.from_pretrained(checkpoint)
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            "The checkpoint cannot be read.", where=checkpoint, mend=f"Give a folder or hub name of a Llava model ({_first(error)})."
+            "The checkpoint cannot be read.",
+            where=checkpoint,
+            mend=f"Give a folder or hub name of a Llava model ({_first(error)}).",
         ) from None
     if config.model_type != "llava":
         raise CheckpointError(
@@ -221,7 +226,9 @@ def apply_adapter(vlm: VLM, folder: Path) -> None:
     from peft import PeftModel
 
     if not (folder / "adapter_model.safetensors").is_file():
-        raise CheckpointError("The adapter is missing.", where=str(folder), mend="Run the training step that makes it again.")
+        raise CheckpointError(
+            "The adapter is missing.", where=str(folder), mend="Run the training step that makes it again."
+        )
     vlm.llava = PeftModel.from_pretrained(vlm.llava, str(folder))
     vlm.merge_adapter()
 

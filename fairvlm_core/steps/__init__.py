@@ -1,4 +1,6 @@
-"""The steps of the pipeline, in order. One module each: `Config`, `INPUTS`, `OUTPUTS` and `run(config, inputs, outputs)`.
+"""The steps of the pipeline, in order.
+
+One module each: `Config`, `INPUTS`, `OUTPUTS` and `run(config, inputs, outputs)`.
 
 DVC calls a step through the CLI, Kubeflow through its component, tests directly; all of them through `execute`, which
 checks the inputs and puts the output folder in place only when the step ended well.
@@ -40,7 +42,7 @@ def step_module(name: str) -> ModuleType:
 
 
 def execute(name: str, config: Any, inputs: Mapping[str, Path | None], outputs: Mapping[str, Path]) -> dict[str, Any]:
-    """Run a step: inputs must exist, `metrics.json` is written, and a step that fails or is killed leaves no half output.
+    """Run a step: its inputs must exist, and if it fails or is killed it leaves no half output.
 
     Args:
         name: one of `STEPS`.

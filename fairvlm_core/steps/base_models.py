@@ -19,7 +19,7 @@ class Config:
 
     preset: str = option(
         "tiny",
-        "tiny: both pretrained here; small: DINOv2 and MiniLM from `vision` and `text`; published: `vlm` and `dual` as they are.",
+        "tiny: both pretrained here; small: made of `vision` and `text`; published: `vlm` and `dual` as they are.",
         choices=("tiny", "small", "published"),
     )
     image_size: int = option(64, "Side of the images in pixels, as in ingest.", low=16)
@@ -84,9 +84,7 @@ def _make(config: Config, out: Path, task: Any, notes: list[str]) -> dict[str, f
         clip_loss = 0.0
         tower = AutoModel.from_pretrained(config.vision)
         mean, std = (values.flatten().tolist() for values in pixel_statistics(config.vision))
-    tiny.build_llava(
-        llava, speaker, tower.config, image_size=size, mean=mean, std=std, seed=seed, tower=tower.float()
-    )
+    tiny.build_llava(llava, speaker, tower.config, image_size=size, mean=mean, std=std, seed=seed, tower=tower.float())
     llava_loss = tiny.pretrain_llava(
         llava, task, image_size=size, steps=config.llava_steps, pool=config.pictures, seed=seed, progress=track
     )

@@ -26,8 +26,12 @@ class Config(TrainingConfig):
     distance_weight: float = option(1.0, "Weight of L_distance, the optimal transport between groups and batch.", low=0)
     dispersion_weight: float = option(1.0, "Weight of the four dispersion terms F.", low=0)
     group_batch: int = option(32, "Pairs per group and step.", low=2)
-    prompt_share: float = option(0.5, "Share of the pairs captioned by their label instead of their note.", low=0, high=1)
-    train_blocks: int = option(0, "Blocks to train at the end of each encoder, the rest stays frozen; 0: train all.", low=0)
+    prompt_share: float = option(
+        0.5, "Share of the pairs captioned by their label instead of their note.", low=0, high=1
+    )
+    train_blocks: int = option(
+        0, "Blocks to train at the end of each encoder, the rest stays frozen; 0: train all.", low=0
+    )
     weight_decay: float = option(0.05, "Weight decay of AdamW.", low=0)
 
     def __post_init__(self) -> None:

@@ -26,7 +26,9 @@ OUTPUTS = {"out": Port("Folder to write: model.json, what was trained, history.j
 class TrainingConfig:
     """Parameters of every training step."""
 
-    attributes: tuple[str, ...] = option(("sex", "age_group"), "Attributes to be fair over; they also stratify the batches.")
+    attributes: tuple[str, ...] = option(
+        ("sex", "age_group"), "Attributes to be fair over; they also stratify the batches."
+    )
     epochs: int = option(3, "Passes over the balanced training split.", low=1)
     learning_rate: float = option(2e-5, "Peak learning rate of AdamW.", low=0)
     batch_size: int = option(64, "Images per optimiser step.", low=2)
@@ -53,7 +55,9 @@ class TaskConfig(TrainingConfig):
     lora_alpha: int = option(64, "Scale of the LoRA matrices.", low=1)
 
 
-def begin(config: TrainingConfig, inputs: Mapping[str, Path], outputs: Mapping[str, Path], *, read: tuple[str, ...]) -> Job:
+def begin(
+    config: TrainingConfig, inputs: Mapping[str, Path], outputs: Mapping[str, Path], *, read: tuple[str, ...]
+) -> Job:
     """Read the two splits a training step may see, and say where its checkpoints are.
 
     Args:
@@ -64,7 +68,8 @@ def begin(config: TrainingConfig, inputs: Mapping[str, Path], outputs: Mapping[s
     from fairvlm_core.training.stages import Job
 
     splits = {
-        split: read_samples(inputs["cohort"], inputs["images"], split, config.attributes) for split in ("train", "validation")
+        split: read_samples(inputs["cohort"], inputs["images"], split, config.attributes)
+        for split in ("train", "validation")
     }
     return Job(
         train=splits["train"],

@@ -1,4 +1,4 @@
-"""FairMed-VLM, Stage 1: align the projector with clinical concepts, then tune on instructions, on the balanced cohort."""
+"""FairMed-VLM, Stage 1: align the projector with clinical concepts, then tune on instructions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ class Config(TaskConfig):
 
     concept_epochs: int = option(1, "Passes of concept alignment, which trains the projector alone.", low=0)
     concept_learning_rate: float = option(2e-3, "Peak learning rate of concept alignment.", low=0)
-    cache_features: bool = option(False, "Compute the frozen tower's features once and keep them in memory; needs augment: false.")
+    cache_features: bool = option(
+        False, "Compute the frozen tower's features once and keep them in memory; needs augment: false."
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

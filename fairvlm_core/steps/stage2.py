@@ -23,7 +23,9 @@ class Config(TaskConfig):
     moment_weight: float = option(1.0, "eta2: weight of the moment alignment.", low=0)
     temperature: float = option(0.07, "tau of the cross-group contrast.", low=1e-3)
     margin: float = option(0.3, "m: negatives are images of another label with a cosine above it.", low=-1, high=1)
-    hard_negative_fallback: bool = option(True, "Without a negative above the margin, take the hardest one; false is literal.")
+    hard_negative_fallback: bool = option(
+        True, "Without a negative above the margin, take the hardest one; false is literal."
+    )
     covariance_weight: float = option(0.1, "Weight of the covariance terms in the moment alignment.", low=0)
 
 

@@ -66,7 +66,9 @@ def read_samples(cohort: Path, images: Path, split: str, attributes: Sequence[st
     table: pa.Table = rows_of(read_cohort(cohort), split)
     if not len(table):
         raise CohortError(
-            f"The cohort has no {split} split.", where=str(cohort), mend="Run `fairvlm stratify` first, and pass its folder."
+            f"The cohort has no {split} split.",
+            where=str(cohort),
+            mend="Run `fairvlm stratify` first, and pass its folder.",
         )
     store = ImageStore.open(images)
     return Samples(

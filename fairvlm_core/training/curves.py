@@ -30,7 +30,9 @@ def draw_history(history: dict[str, list[dict[str, float]]], path: Path) -> None
             below.legend(fontsize=7, frameon=False)
             best = max(epochs, key=lambda epoch: epoch["score"])["epoch"]
             below.axvline(best, color="0.6", linestyle=":", linewidth=1)
-        below.set(xlabel="epoch (dotted: selected)" if drawn else "epoch", ylabel="validation" if drawn else "no validation")
+        below.set(
+            xlabel="epoch (dotted: selected)" if drawn else "epoch", ylabel="validation" if drawn else "no validation"
+        )
         for axis in (above, below):
             axis.spines[["top", "right"]].set_visible(False)
             axis.xaxis.get_major_locator().set_params(integer=True)

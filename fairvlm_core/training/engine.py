@@ -53,7 +53,7 @@ def fit(
     seed: int,
     label: str,
 ) -> list[dict[str, float]]:
-    """Train the parameters in place; they end at the epoch with the best validation score (the last one without validation).
+    """Train in place; the parameters end at the epoch with the best validation score, without validation at the last.
 
     Args:
         parameters: what is trained, by name.
@@ -93,7 +93,8 @@ def fit(
         assert isinstance(loss, Tensor)
         if not torch.isfinite(loss):
             raise FairVLMError(
-                f"The loss is not finite at step {step} of {label}.", mend="Lower the learning rate, or raise the temperature."
+                f"The loss is not finite at step {step} of {label}.",
+                mend="Lower the learning rate, or raise the temperature.",
             )
         for group in optimizer.param_groups:
             group["lr"] = schedule.rate(step, steps)
@@ -121,7 +122,9 @@ def fit(
     return state["history"]
 
 
-def _save(path: Path, key: str, state: dict[str, Any], named: dict[str, nn.Parameter], optimizer, best: dict[str, Tensor]) -> None:
+def _save(
+    path: Path, key: str, state: dict[str, Any], named: dict[str, nn.Parameter], optimizer, best: dict[str, Tensor]
+) -> None:
     """One safetensors file holds it all, so that it is replaced as a whole or not at all."""
     from safetensors.torch import save_file
 

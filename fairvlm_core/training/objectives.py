@@ -55,9 +55,7 @@ def concept_loss(vlm: VLM, image_tokens: Tensor, labels: Tensor) -> Tensor:
     return concept_alignment(image_tokens.mean(1).float(), vlm.concept_embeddings(phrases).float(), positives)
 
 
-def conversation(
-    vlm: VLM, labels: np.ndarray, note: str | None, demographics: str
-) -> tuple[list[Turn], list[bool]]:
+def conversation(vlm: VLM, labels: np.ndarray, note: str | None, demographics: str) -> tuple[list[Turn], list[bool]]:
     """The sequences asked of one image, and which of them the model must learn to say.
 
     Multiclass: one per option, the right one is learnt. Otherwise: one per label, learnt where the label is known.
@@ -127,19 +125,26 @@ def fairness_losses(
     hard_negative_fallback: bool,
     covariance_weight: float,
 ) -> Terms:
-    """L_supcon and L_dist on z, with the figures that say whether they had anything to work on (FairMed-VLM, Stage 2)."""
+    """L_supcon and L_dist on z, and whether they had anything to work on (FairMed-VLM, Stage 2)."""
     if targets.ndim == 1:
         keep = targets >= 0
         embeddings, targets, groups = embeddings[keep], targets[keep], groups[keep]
     contrast = cross_group_contrast(
-        embeddings, targets, groups, temperature=temperature, margin=margin, hard_negative_fallback=hard_negative_fallback
+        embeddings,
+        targets,
+        groups,
+        temperature=temperature,
+        margin=margin,
+        hard_negative_fallback=hard_negative_fallback,
     )
     moments = moment_alignment(embeddings, targets, groups, covariance_weight=covariance_weight)
     return {"contrast": contrast, "moments": moments, **contrast_statistics(embeddings, targets, groups, margin=margin)}
 
 
-def texts_for(samples: Samples, indices: np.ndarray, prompt_share: float, generator: torch.Generator) -> list[str | None]:
-    """The text of each pair: its note, or the caption of its labels (always without a note, and for a share of the pairs).
+def texts_for(
+    samples: Samples, indices: np.ndarray, prompt_share: float, generator: torch.Generator
+) -> list[str | None]:
+    """The text of each pair: its note, or the caption of its labels (without a note, and for a share of the pairs).
 
     Zero-shot evaluation reads captions of that form, so training must have seen them beside the notes.
     """

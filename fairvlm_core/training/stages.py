@@ -68,7 +68,9 @@ class Job:
         kept = [place for place in places if len(place) * 2 >= self.batch_size] or places
         return [Batch(indices[place], repeated[place]) for place in kept]
 
-    def fit(self, parameters: Any, schedule: Schedule, losses: Any, score: Callable[[], np.ndarray] | None, name: str) -> list:
+    def fit(
+        self, parameters: Any, schedule: Schedule, losses: Any, score: Callable[[], np.ndarray] | None, name: str
+    ) -> list:
         """Train one phase; `score` gives the probabilities of the validation split."""
         return fit(
             parameters,
@@ -87,7 +89,9 @@ def judged(samples: Samples, y_score: np.ndarray, criterion: str) -> dict[str, f
     """The validation figures of one epoch, by the code that judges every model."""
     names = samples.group_names
     groups = {
-        attribute: np.array([names[attribute][code] if code >= 0 else None for code in samples.groups[:, k]], dtype=object)
+        attribute: np.array(
+            [names[attribute][code] if code >= 0 else None for code in samples.groups[:, k]], dtype=object
+        )
         for k, attribute in enumerate(samples.attributes)
     }
     ids = np.arange(len(samples)).astype(object)
@@ -107,7 +111,7 @@ def judged(samples: Samples, y_score: np.ndarray, criterion: str) -> dict[str, f
 
 
 class Tower:
-    """The image side's frozen part: computed once for all samples, or at each step where it is trained or images are augmented."""
+    """The lower part of the image side: computed once where it is frozen, else at each step."""
 
     def __init__(self, samples: Samples, compute: Callable[[Any], Tensor], *, cache: bool, label: str) -> None:
         self.samples, self.compute = samples, compute
@@ -155,6 +159,7 @@ def _vlm_score(vlm: VLM, tower: Callable[[], Sequence[Tensor]]) -> Callable[[], 
 
 def train_stage1(vlm: VLM, job: Job, config: Any) -> dict[str, list]:
     """Concept alignment of the projector, then instruction tuning (FairMed-VLM, Stage 1); the tower is frozen."""
+    torch.manual_seed(job.seed)  # LoRA starts at random
     vlm.add_adapter(rank=config.lora_rank, alpha=config.lora_alpha, tower=False)
     vlm.llava.eval()  # the tower's features must not depend on dropout
     train = Tower(job.train, vlm.features, cache=config.cache_features, label="training")
@@ -181,12 +186,15 @@ def train_stage1(vlm: VLM, job: Job, config: Any) -> dict[str, list]:
         schedule = Schedule(config.concept_epochs, config.concept_learning_rate)
         history["concept"] = job.fit(projector, schedule, concept, None, "concept_alignment")
     schedule = Schedule(config.epochs, config.learning_rate)
-    history["instruction"] = job.fit(named, schedule, instruction, _vlm_score(vlm, validation.in_order), "instruction_tuning")
+    history["instruction"] = job.fit(
+        named, schedule, instruction, _vlm_score(vlm, validation.in_order), "instruction_tuning"
+    )
     return history
 
 
 def train_stage2(vlm: VLM, job: Job, config: Any) -> dict[str, list]:
     """LoRA on tower and language model with the fairness losses on z (FairMed-VLM, Stage 2)."""
+    torch.manual_seed(job.seed)  # LoRA starts at random
     vlm.add_adapter(rank=config.lora_rank, alpha=config.lora_alpha, tower=True)
     vlm.llava.train()
     train = Tower(job.train, vlm.features, cache=False, label="training")

@@ -46,7 +46,9 @@ def scores(groups):
 
 @pytest.mark.parametrize("name", CRITERIA)
 def test_the_logged_score_is_the_criterion_and_higher_is_better(name):
-    figures = selection_figures(scores({"sex": np.array(["female", "male"] * 10 + ["male", "male"] * 10, dtype=object)}), name)
+    figures = selection_figures(
+        scores({"sex": np.array(["female", "male"] * 10 + ["male", "male"] * 10, dtype=object)}), name
+    )
     assert set(CRITERIA) <= set(figures) or "sex" not in figures
     if name in figures:
         assert figures["score"] == (-figures[name] if name == "dto" else figures[name])

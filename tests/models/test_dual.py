@@ -70,7 +70,9 @@ def test_scores_are_the_softmax_over_the_captions(checkpoint, task):
     dual = fresh(checkpoint, task=task)
     found = dual.score(IMAGES)
     with torch.no_grad():
-        image = F.normalize(dual.model.get_image_features(pixel_values=pixels(IMAGES, dual.mean, dual.std)).pooler_output)
+        image = F.normalize(
+            dual.model.get_image_features(pixel_values=pixels(IMAGES, dual.mean, dual.std)).pooler_output
+        )
         columns = []
         for group in zero_shot_prompts(TASKS[task]):
             captions = torch.cat([dual.encode_text([text]).features for text in group])
@@ -105,7 +107,9 @@ def test_only_the_last_blocks_train(checkpoint):
     dual = fresh(checkpoint, Experts())
     dual.freeze(1)
     for name, parameter in dual.named_parameters().items():
-        lower = ".embeddings." in name or any(f".{kind}.0." in name and "encoder" in name for kind in ("layers", "layer"))
+        lower = ".embeddings." in name or any(
+            f".{kind}.0." in name and "encoder" in name for kind in ("layers", "layer")
+        )
         if lower:
             assert not parameter.requires_grad, name
         if "experts" in name or name.startswith(("visual_projection", "text_projection", "logit_scale")):

@@ -24,14 +24,21 @@ def separate_logits(vlm, images, turn):
     from fairvlm_core.models import pixels
 
     ids = torch.tensor([turn.ids] * len(images))
-    output = vlm.llava(input_ids=ids, pixel_values=pixels(images, vlm.mean, vlm.std), attention_mask=torch.ones_like(ids))
+    output = vlm.llava(
+        input_ids=ids, pixel_values=pixels(images, vlm.mean, vlm.std), attention_mask=torch.ones_like(ids)
+    )
     return output.logits[:, turn.answer - 1 : len(turn.ids) - 1]
 
 
 def test_packed_logits_equal_separate_passes(vlm):
-    images = torch.randint(0, 256, (3, SIZE, SIZE, 3), generator=torch.Generator().manual_seed(0)).to(torch.uint8).numpy()
+    images = (
+        torch.randint(0, 256, (3, SIZE, SIZE, 3), generator=torch.Generator().manual_seed(0)).to(torch.uint8).numpy()
+    )
     asked = [
-        [vlm.sequence(chat("Does this image show edema?"), "Yes"), vlm.sequence(chat("Does this image show a fracture?"), "No")],
+        [
+            vlm.sequence(chat("Does this image show edema?"), "Yes"),
+            vlm.sequence(chat("Does this image show a fracture?"), "No"),
+        ],
         [vlm.sequence(chat("Describe the findings."), "The optic disc is pale and the cup is large.")],
         [
             vlm.sequence(chat("Does this image show edema?", "Patient: Female."), "No"),

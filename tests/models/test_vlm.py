@@ -31,7 +31,9 @@ def log_probabilities(vlm, prompt, answer):
     """Token log-probabilities of an answer per image, by the model's own forward: [n, tokens]."""
     turn = vlm.sequence(prompt, answer)
     ids = torch.tensor([turn.ids] * len(IMAGES))
-    output = vlm.llava(input_ids=ids, pixel_values=pixels(IMAGES, vlm.mean, vlm.std), attention_mask=torch.ones_like(ids))
+    output = vlm.llava(
+        input_ids=ids, pixel_values=pixels(IMAGES, vlm.mean, vlm.std), attention_mask=torch.ones_like(ids)
+    )
     chosen = output.logits.double().log_softmax(-1)[:, :-1].gather(2, ids[:, 1:, None])[..., 0]
     return chosen[:, turn.answer - 1 :]
 

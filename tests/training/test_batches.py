@@ -13,9 +13,7 @@ from fairvlm_core.cohort.table import read_cohort
 from fairvlm_core.errors import CohortError
 from fairvlm_core.training.batches import augment, balanced_epoch, read_samples, strata, stratified_batches
 
-STRATA = st.lists(st.integers(1, 60), min_size=1, max_size=8).map(
-    lambda sizes: np.repeat(np.arange(len(sizes)), sizes)
-)
+STRATA = st.lists(st.integers(1, 60), min_size=1, max_size=8).map(lambda sizes: np.repeat(np.arange(len(sizes)), sizes))
 
 
 @settings(max_examples=60, deadline=None)
@@ -37,7 +35,7 @@ def test_batches_hold_everyone_once_and_every_stratum_in_its_share(stratum, size
     assert all(len(batch) == size for batch in batches[:-1])
     for batch in batches[:-1]:
         share = np.bincount(stratum[batch], minlength=stratum.max() + 1)
-        # A stratum is spread evenly, so a batch can miss its share by little: one for itself, the rest by the others' jitter.
+        # A stratum is spread evenly, so a batch misses its share by one for itself, and by the others' jitter.
         expected = np.bincount(stratum) * size / len(stratum)
         assert np.abs(share - expected).max() <= len(share) + 1
 

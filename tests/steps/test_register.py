@@ -1,0 +1,217 @@
+"""The step register, end to end: a version in MLflow that loads, scores as predict did, and holds no base weights."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import os
+
+import mlflow
+import pandas as pd
+import pipeline_outputs
+import pytest
+from mlflow import MlflowClient
+from PIL import Image
+
+from fairvlm_core.cohort.images import ImageStore
+from fairvlm_core.cohort.table import read_cohort
+from fairvlm_core.errors import CheckpointError, ConfigError, FairVLMError
+from fairvlm_core.evaluation.predictions import read_predictions
+from fairvlm_core.steps import execute
+from fairvlm_core.steps.register import INPUTS, Config
+
+REPORT = {"comparison.json", "report.html", "table.md", "tradeoff.png"}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    return pipeline_outputs.write_outputs(tmp_path_factory.mktemp("outputs"), "binary")
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    """An empty working directory, in which the default database is made; nothing of the machine's MLflow settings."""
+    for name in [name for name in os.environ if name.startswith("MLFLOW_") and "DISABLE" not in name]:
+        monkeypatch.delenv(name)
+    monkeypatch.delenv("FAIRVLM_BASE", raising=False)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def register(folders, out, **options):
+    execute("register", Config(**options), {name: folders[name] for name in INPUTS}, {"out": out})
+    return json.loads((out / "registration.json").read_text())
+
+
+def png(pixels):
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def test_registered_version_scores_and_decides_as_the_pipeline_did(folders, workplace, capfd):
+    found = register(folders, workplace / "out")
+    assert capfd.readouterr() == ("", "")
+    comparison = json.loads((folders["comparison"] / "comparison.json").read_text())
+    model = comparison["selected"]
+    assert found["name"] == "fairvlm"
+    assert found["version"] == 1
+    assert found["tracking_uri"] == "sqlite:///mlflow.db"
+    assert "MLFLOW_TRACKING_URI" not in os.environ
+
+    mlflow.set_tracking_uri(f"sqlite:///{workplace}/mlflow.db")
+    try:
+        loaded = mlflow.pyfunc.load_model("models:/fairvlm@challenger")
+    finally:
+        mlflow.set_tracking_uri(None)
+    judged = read_predictions(folders["comparison"].parent / f"{model}_evaluation").to_pandas()
+    keys = dict(
+        zip(*(read_cohort(folders["cohort"]).column(c).to_pylist() for c in ("sample_id", "image")), strict=True)
+    )
+    pixels = ImageStore.open(folders["cohort"]).read([keys[name] for name in judged["sample_id"]])
+    seen = loaded.predict(pd.DataFrame({"image": [png(picture) for picture in pixels]}))
+    assert list(seen) == ["score_glaucoma", "label_glaucoma"]
+    assert seen["score_glaucoma"].to_numpy() == pytest.approx(judged["y_score"].to_numpy(), abs=1e-5)
+    assert seen["label_glaucoma"].tolist() == judged["y_pred"].tolist()
+    assert 0 < seen["label_glaucoma"].mean() < 1
+
+    with pytest.raises(FairVLMError, match="no demographics") as refused:
+        loaded.predict(pd.DataFrame({"image": [png(pixels[0])], "sex": ["female"], "age": [61]}))
+    assert "sex, age" in str(refused.value)
+    assert "female" not in str(refused.value)
+
+
+def test_run_has_parameters_metrics_and_figures_fit_for_publication(folders, workplace):
+    found = register(folders, workplace / "out", model="stage2")
+    client = MlflowClient(f"sqlite:///{workplace}/mlflow.db")
+    run = client.get_run(found["run_id"])
+    assert run.info.status == "FINISHED"
+    comparison = json.loads((folders["comparison"] / "comparison.json").read_text())
+    judged = comparison["models"]["stage2"]
+    for key, value in (
+        ("test_auc", judged["test"]["overall"]["auc"]),
+        ("validation_accuracy", judged["validation"]["overall"]["accuracy"]),
+        ("test_eod_sex", judged["test"]["attributes"]["sex"]["eod"]),
+        ("validation_es_auc_age_group", judged["validation"]["attributes"]["age_group"]["es_auc"]),
+        ("test_dpd_mean", judged["test"]["across"]["dpd"]["mean"]),
+    ):
+        assert run.data.metrics[key] == pytest.approx(value), key
+    # Sex x age group has cells of fewer than ten test images: what is null there is absent here.
+    both = judged["test"]["attributes"]["sex x age_group"]
+    assert both["suppressed"]
+    for name in ("eod", "es_auc"):
+        assert (f"test_{name}_sex_x_age_group" in run.data.metrics) == (both[name] is not None)
+    assert run.data.params["name"] == "stage2"
+    assert run.data.params["adapters"] == "adapter-stage1, adapter-stage2"
+    assert float(run.data.params["threshold.glaucoma"]) == judged["thresholds"]["glaucoma"]
+    assert run.data.params["selection.criterion"] == "es_auc"
+    logged = {item.path.removeprefix("report/") for item in client.list_artifacts(run.info.run_id, "report")}
+    assert logged >= REPORT
+
+
+@pytest.mark.parametrize("model", ["stage2", "fair_moe"])
+def test_what_is_logged_holds_no_base_weights(folders, workplace, model):
+    register(folders, workplace / "out", model=model)
+    files = [path for path in (workplace / "mlartifacts").rglob("*") if path.is_file()]
+    weights = list(folders["base"].rglob("*.safetensors"))
+    assert len(weights) == 2
+    base = {hashlib.sha256(path.read_bytes()).hexdigest() for path in weights}
+    assert not base & {hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    assert all(path.stat().st_size < min(w.stat().st_size for w in weights) for path in files)
+    names = {path.name for path in files}
+    assert {"MLmodel", "model.py", "base.json", "thresholds.json", "input_example.json"} <= names
+    assert not any(name.endswith((".pkl", ".bin", ".pt")) for name in names)
+    assert "history.json" not in names  # its figures look at groups of any size
+
+
+def test_signature_requirements_and_tags(folders, workplace):
+    found = register(folders, workplace / "out", model="stage1")
+    version = MlflowClient(f"sqlite:///{workplace}/mlflow.db").get_model_version_by_alias("fairvlm", "challenger")
+    assert version.run_id == found["run_id"]
+    assert version.tags == found["tags"]
+    cohort = hashlib.sha256((folders["cohort"] / "cohort.parquet").read_bytes()).hexdigest()
+    assert found["tags"]["cohort_sha256"] == cohort
+    assert found["tags"]["dvc_data_hash"] == f"sha256:{cohort}"
+    assert found["tags"]["model"] == "stage1"
+    assert found["tags"]["criterion"] == "es_auc"
+    assert "git_commit" not in found["tags"]
+    (folder,) = (path.parent for path in (workplace / "mlartifacts").rglob("MLmodel"))
+    signature = mlflow.models.Model.load(folder).signature
+    assert signature.inputs.required_input_names() == ["image"]
+    assert signature.outputs.input_names() == ["score_glaucoma", "label_glaucoma"]
+    requirements = (folder / "requirements.txt").read_text().split()
+    assert {line.split("==")[0] for line in requirements} >= {"fairvlm", "mlflow", "torch", "transformers", "peft"}
+    assert not any("+" in line for line in requirements)
+
+
+def test_next_registration_raises_the_version_and_moves_the_alias(folders, workplace):
+    assert register(folders, workplace / "out", model="stage1")["version"] == 1
+    assert register(folders, workplace / "out", model="stage2")["version"] == 2
+    client = MlflowClient(f"sqlite:///{workplace}/mlflow.db")
+    assert int(client.get_model_version_by_alias("fairvlm", "challenger").version) == 2
+    assert client.get_model_version("fairvlm", "1").aliases == []
+    assert register(folders, workplace / "b", registered_name="other", alias="trial")["version"] == 1
+
+
+@pytest.mark.parametrize("broken", ["log_metrics", "create_model_version", "set_registered_model_alias"])
+def test_a_failure_leaves_the_alias_on_the_whole_version(folders, workplace, monkeypatch, broken):
+    register(folders, workplace / "out", model="stage1")
+    before = (workplace / "out" / "registration.json").read_bytes()
+
+    def fail(*_, **__):
+        raise mlflow.exceptions.MlflowException("the disk is full")
+
+    monkeypatch.setattr(mlflow if hasattr(mlflow, broken) else MlflowClient, broken, fail)
+    with pytest.raises(FairVLMError, match="the disk is full"):
+        register(folders, workplace / "out", model="stage2")
+    client = MlflowClient(f"sqlite:///{workplace}/mlflow.db")
+    version = client.get_model_version_by_alias("fairvlm", "challenger")
+    assert (int(version.version), version.tags["model"]) == (1, "stage1")
+    assert (workplace / "out" / "registration.json").read_bytes() == before
+
+
+def test_orchestrators_run_and_server_are_used(folders, workplace, monkeypatch):
+    uri = f"sqlite:///{workplace}/team/tracking.db"
+    (workplace / "team").mkdir()
+    client = MlflowClient(uri)
+    monkeypatch.setattr(logging.getLogger("alembic"), "disabled", True)
+    run = client.create_run(client.create_experiment("weekly", (workplace / "team" / "store").as_uri()))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setenv("MLFLOW_RUN_ID", run.info.run_id)
+    found = register(folders, workplace / "out", model="stage1", tracking_uri="sqlite:///other.db")
+    assert found["run_id"] == run.info.run_id
+    assert found["tracking_uri"] == uri
+    assert client.get_experiment_by_name("fairvlm") is None
+    assert not (workplace / "other.db").exists()
+    assert os.environ["MLFLOW_TRACKING_URI"] == uri
+
+
+def test_server_that_cannot_be_reached_is_told_without_its_password(folders, workplace, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:s3cret@127.0.0.1:9/mlflow")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(FairVLMError) as error:
+        register(folders, workplace / "out")
+    assert "http://127.0.0.1:9/mlflow" in str(error.value)
+    assert "s3cret" not in str(error.value)
+    assert not (workplace / "out").exists()
+
+
+def test_folders_that_do_not_belong_together_are_refused(folders, workplace, tmp_path_factory):
+    with pytest.raises(CheckpointError, match="holds the model stage1"):
+        register({**folders, "stage2": folders["stage1"]}, workplace / "out", model="stage2")
+    with pytest.raises(CheckpointError, match="no trained model"):
+        register({**folders, "stage2": folders["cohort"]}, workplace / "out", model="stage2")
+    multiclass = pipeline_outputs.write_models(tmp_path_factory.mktemp("other"), "multiclass")
+    with pytest.raises(CheckpointError, match="other labels than the comparison"):
+        register({**folders, "stage2": multiclass["stage2"]}, workplace / "out", model="stage2")
+    assert not (workplace / "mlflow.db").exists()
+
+
+def test_config_refuses_what_the_registry_would():
+    for alias in ("v3", "latest", "chal lenger", ""):
+        with pytest.raises(ConfigError, match=r"register\.alias"):
+            Config(alias=alias)
+    with pytest.raises(ConfigError, match='Did you mean "stage2"'):
+        Config(model="stage-2")
