@@ -91,5 +91,5 @@ def pack(images: Sequence[Sequence[Turn]]) -> Packed:
     # A padding token sees itself, so that its softmax is defined; nothing reads it.
     visible = visible & (branch[:, None, :] >= 0) | torch.eye(length, dtype=torch.bool)
     mask = torch.zeros(visible.shape).masked_fill(~visible, torch.finfo(torch.float32).min)
-    row, source, target, sequence = torch.tensor(answers).reshape(-1, 4).unbind(1)
-    return Packed(padded(0, 0), padded(1, 0), mask[:, None], row, source, target, sequence, torch.tensor(lengths))
+    columns = torch.tensor(answers).reshape(-1, 4).unbind(1)  # row, source, target, sequence
+    return Packed(padded(0, 0), padded(1, 0), mask[:, None], *columns, torch.tensor(lengths))

@@ -33,6 +33,7 @@ URI_VARIABLE = "MLFLOW_TRACKING_URI"
 REQUIRED = ("fairvlm", "torch", "transformers", "peft", "safetensors", "numpy", "pandas", "pillow")
 # A training step's history: its figures per epoch look at groups of any size, so they are not published.
 UNPUBLISHED = ("history.*", "metrics.json")
+SQLITE = re.compile(r"sqlite:///([^?]+)(.*)")
 GAPS = ("es_auc", "dpd", "eod", "tpr_gap", "worst_group_auc")
 
 
@@ -44,8 +45,8 @@ def tracking(default: str) -> Iterator[str]:
         FairVLMError: in the place of any error that MLflow raises in the block.
     """
     before = os.environ.get(URI_VARIABLE)
-    uri = before or default
-    shown = without_credentials(uri)
+    shown = without_credentials(before or default)
+    uri = _absolute(before or default)
     for name in ("mlflow", "alembic"):  # both tell every step of creating a database
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
@@ -80,8 +81,8 @@ def experiment_id(name: str) -> str | None:
     found = mlflow.get_experiment_by_name(name)
     if found is not None:
         return found.experiment_id
-    database = re.fullmatch(r"sqlite:///([^?]+).*", mlflow.get_tracking_uri())
-    beside = (Path(database[1]).resolve().parent / "mlartifacts").as_uri() if database else None
+    database = SQLITE.fullmatch(mlflow.get_tracking_uri())
+    beside = (Path(database[1]).parent / "mlartifacts").as_uri() if database else None
     return mlflow.create_experiment(name, artifact_location=beside)
 
 
@@ -200,6 +201,12 @@ def ensure_registered_model(name: str) -> None:
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
+
+
+def _absolute(uri: str) -> str:
+    """A local database by its absolute path: MLflow keeps databases open by URI, whatever the working directory."""
+    database = SQLITE.fullmatch(uri)
+    return f"sqlite:///{Path(database[1]).resolve()}{database[2]}" if database else uri
 
 
 def _name(text: str) -> str:

@@ -7,7 +7,10 @@ import io
 import json
 import logging
 import os
+import shutil
+from contextlib import contextmanager
 
+import bases
 import mlflow
 import pandas as pd
 import pipeline_outputs
@@ -15,6 +18,8 @@ import pytest
 from mlflow import MlflowClient
 from PIL import Image
 
+from fairvlm_core import __version__
+from fairvlm_core.cli import QUIET
 from fairvlm_core.cohort.images import ImageStore
 from fairvlm_core.cohort.table import read_cohort
 from fairvlm_core.errors import CheckpointError, ConfigError, FairVLMError
@@ -30,14 +35,40 @@ def folders(tmp_path_factory):
     return pipeline_outputs.write_outputs(tmp_path_factory.mktemp("outputs"), "binary")
 
 
+@pytest.fixture(scope="module")
+def database(tmp_path_factory):
+    """An empty database: making one takes longer than a registration."""
+    path = tmp_path_factory.mktemp("database") / "mlflow.db"
+    logging.getLogger("alembic").setLevel(logging.ERROR)
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@contextmanager
+def working_in(folder):
+    """`folder` as the working directory, and nothing of the machine's MLflow settings."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("MLFLOW_") and name not in QUIET]:
+            patch.delenv(name)
+        patch.delenv("FAIRVLM_BASE", raising=False)
+        patch.chdir(folder)
+        yield patch
+
+
 @pytest.fixture
-def workplace(tmp_path, monkeypatch):
-    """An empty working directory, in which the default database is made; nothing of the machine's MLflow settings."""
-    for name in [name for name in os.environ if name.startswith("MLFLOW_") and "DISABLE" not in name]:
-        monkeypatch.delenv(name)
-    monkeypatch.delenv("FAIRVLM_BASE", raising=False)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+def workplace(tmp_path, database):
+    shutil.copyfile(database, tmp_path / "mlflow.db")
+    with working_in(tmp_path):
+        yield tmp_path
+
+
+@pytest.fixture(scope="module")
+def registered(folders, database, tmp_path_factory):
+    """A working directory in which fair_moe, then stage2 was registered; and what was written about each."""
+    root = tmp_path_factory.mktemp("registered")
+    shutil.copyfile(database, root / "mlflow.db")
+    with working_in(root):
+        return root, {name: register(folders, root / name, model=name) for name in ("fair_moe", "stage2")}
 
 
 def register(folders, out, **options):
@@ -52,6 +83,7 @@ def png(pixels):
 
 
 def test_registered_version_scores_and_decides_as_the_pipeline_did(folders, workplace, capfd):
+    (workplace / "mlflow.db").unlink()  # made by the step, in the working directory
     found = register(folders, workplace / "out")
     assert capfd.readouterr() == ("", "")
     comparison = json.loads((folders["comparison"] / "comparison.json").read_text())
@@ -83,10 +115,10 @@ def test_registered_version_scores_and_decides_as_the_pipeline_did(folders, work
     assert "female" not in str(refused.value)
 
 
-def test_run_has_parameters_metrics_and_figures_fit_for_publication(folders, workplace):
-    found = register(folders, workplace / "out", model="stage2")
-    client = MlflowClient(f"sqlite:///{workplace}/mlflow.db")
-    run = client.get_run(found["run_id"])
+def test_run_has_parameters_metrics_and_figures_fit_for_publication(folders, registered):
+    root, found = registered
+    client = MlflowClient(f"sqlite:///{root}/mlflow.db")
+    run = client.get_run(found["stage2"]["run_id"])
     assert run.info.status == "FINISHED"
     comparison = json.loads((folders["comparison"] / "comparison.json").read_text())
     judged = comparison["models"]["stage2"]
@@ -111,72 +143,71 @@ def test_run_has_parameters_metrics_and_figures_fit_for_publication(folders, wor
     assert logged >= REPORT
 
 
-@pytest.mark.parametrize("model", ["stage2", "fair_moe"])
-def test_what_is_logged_holds_no_base_weights(folders, workplace, model):
-    register(folders, workplace / "out", model=model)
-    files = [path for path in (workplace / "mlartifacts").rglob("*") if path.is_file()]
+def test_what_is_logged_holds_no_base_weights(folders, registered):
+    files = [path for path in (registered[0] / "mlartifacts").rglob("*") if path.is_file()]
     weights = list(folders["base"].rglob("*.safetensors"))
     assert len(weights) == 2
     base = {hashlib.sha256(path.read_bytes()).hexdigest() for path in weights}
     assert not base & {hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
     assert all(path.stat().st_size < min(w.stat().st_size for w in weights) for path in files)
     names = {path.name for path in files}
-    assert {"MLmodel", "model.py", "base.json", "thresholds.json", "input_example.json"} <= names
+    assert {"trained.safetensors", "adapter_model.safetensors", "base.json", "thresholds.json", "model.py"} <= names
     assert not any(name.endswith((".pkl", ".bin", ".pt")) for name in names)
     assert "history.json" not in names  # its figures look at groups of any size
 
 
-def test_signature_requirements_and_tags(folders, workplace):
-    found = register(folders, workplace / "out", model="stage1")
-    version = MlflowClient(f"sqlite:///{workplace}/mlflow.db").get_model_version_by_alias("fairvlm", "challenger")
-    assert version.run_id == found["run_id"]
-    assert version.tags == found["tags"]
-    cohort = hashlib.sha256((folders["cohort"] / "cohort.parquet").read_bytes()).hexdigest()
-    assert found["tags"]["cohort_sha256"] == cohort
-    assert found["tags"]["dvc_data_hash"] == f"sha256:{cohort}"
-    assert found["tags"]["model"] == "stage1"
-    assert found["tags"]["criterion"] == "es_auc"
-    assert "git_commit" not in found["tags"]
-    (folder,) = (path.parent for path in (workplace / "mlartifacts").rglob("MLmodel"))
-    signature = mlflow.models.Model.load(folder).signature
-    assert signature.inputs.required_input_names() == ["image"]
-    assert signature.outputs.input_names() == ["score_glaucoma", "label_glaucoma"]
-    requirements = (folder / "requirements.txt").read_text().split()
-    assert {line.split("==")[0] for line in requirements} >= {"fairvlm", "mlflow", "torch", "transformers", "peft"}
-    assert not any("+" in line for line in requirements)
-
-
-def test_next_registration_raises_the_version_and_moves_the_alias(folders, workplace):
-    assert register(folders, workplace / "out", model="stage1")["version"] == 1
-    assert register(folders, workplace / "out", model="stage2")["version"] == 2
-    client = MlflowClient(f"sqlite:///{workplace}/mlflow.db")
-    assert int(client.get_model_version_by_alias("fairvlm", "challenger").version) == 2
+def test_versions_alias_and_tags(folders, registered):
+    root, found = registered
+    assert [found[name]["version"] for name in ("fair_moe", "stage2")] == [1, 2]
+    client = MlflowClient(f"sqlite:///{root}/mlflow.db")
+    version = client.get_model_version_by_alias("fairvlm", "challenger")
+    assert int(version.version) == 2
     assert client.get_model_version("fairvlm", "1").aliases == []
-    assert register(folders, workplace / "b", registered_name="other", alias="trial")["version"] == 1
+    assert version.run_id == found["stage2"]["run_id"]
+    assert version.tags == found["stage2"]["tags"]
+    cohort = hashlib.sha256((folders["cohort"] / "cohort.parquet").read_bytes()).hexdigest()
+    assert version.tags == {
+        "cohort_sha256": cohort,
+        "criterion": "es_auc",
+        "dvc_data_hash": f"sha256:{cohort}",
+        "fairvlm_version": __version__,
+        "model": "stage2",
+    }
+
+
+def test_signature_example_and_requirements(registered):
+    for folder in [path.parent for path in (registered[0] / "mlartifacts").rglob("MLmodel")]:
+        model = mlflow.models.Model.load(folder)
+        assert model.signature.inputs.required_input_names() == ["image"]
+        assert model.signature.outputs.input_names() == ["score_glaucoma", "label_glaucoma"]
+        (picture,) = model.load_input_example(folder)["image"]
+        assert Image.open(io.BytesIO(picture)).size == (bases.SIZE, bases.SIZE)
+        requirements = (folder / "requirements.txt").read_text().split()
+        named = {line.split("==")[0] for line in requirements}
+        assert named >= {"fairvlm", "mlflow", "torch", "transformers", "peft"}
+        assert not any("+" in line for line in requirements)
 
 
 @pytest.mark.parametrize("broken", ["log_metrics", "create_model_version", "set_registered_model_alias"])
-def test_a_failure_leaves_the_alias_on_the_whole_version(folders, workplace, monkeypatch, broken):
-    register(folders, workplace / "out", model="stage1")
-    before = (workplace / "out" / "registration.json").read_bytes()
+def test_a_failure_leaves_the_alias_on_the_whole_version(folders, registered, monkeypatch, broken):
+    root, found = registered
 
     def fail(*_, **__):
         raise mlflow.exceptions.MlflowException("the disk is full")
 
     monkeypatch.setattr(mlflow if hasattr(mlflow, broken) else MlflowClient, broken, fail)
-    with pytest.raises(FairVLMError, match="the disk is full"):
-        register(folders, workplace / "out", model="stage2")
-    client = MlflowClient(f"sqlite:///{workplace}/mlflow.db")
-    version = client.get_model_version_by_alias("fairvlm", "challenger")
-    assert (int(version.version), version.tags["model"]) == (1, "stage1")
-    assert (workplace / "out" / "registration.json").read_bytes() == before
+    with working_in(root), pytest.raises(FairVLMError, match="the disk is full"):
+        register(folders, root / "stage2", model="stage1")
+    version = MlflowClient(f"sqlite:///{root}/mlflow.db").get_model_version_by_alias("fairvlm", "challenger")
+    assert (int(version.version), version.tags["model"]) == (2, "stage2")
+    assert json.loads((root / "stage2" / "registration.json").read_text()) == found["stage2"]
 
 
 def test_orchestrators_run_and_server_are_used(folders, workplace, monkeypatch):
     uri = f"sqlite:///{workplace}/team/tracking.db"
     (workplace / "team").mkdir()
+    (workplace / "mlflow.db").rename(workplace / "team" / "tracking.db")
     client = MlflowClient(uri)
-    monkeypatch.setattr(logging.getLogger("alembic"), "disabled", True)
     run = client.create_run(client.create_experiment("weekly", (workplace / "team" / "store").as_uri()))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     monkeypatch.setenv("MLFLOW_RUN_ID", run.info.run_id)
@@ -206,7 +237,7 @@ def test_folders_that_do_not_belong_together_are_refused(folders, workplace, tmp
     multiclass = pipeline_outputs.write_models(tmp_path_factory.mktemp("other"), "multiclass")
     with pytest.raises(CheckpointError, match="other labels than the comparison"):
         register({**folders, "stage2": multiclass["stage2"]}, workplace / "out", model="stage2")
-    assert not (workplace / "mlflow.db").exists()
+    assert not (workplace / "mlartifacts").exists()
 
 
 def test_config_refuses_what_the_registry_would():
