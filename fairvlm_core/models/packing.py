@@ -91,5 +91,14 @@ def pack(images: Sequence[Sequence[Turn]]) -> Packed:
     # A padding token sees itself, so that its softmax is defined; nothing reads it.
     visible = visible & (branch[:, None, :] >= 0) | torch.eye(length, dtype=torch.bool)
     mask = torch.zeros(visible.shape).masked_fill(~visible, torch.finfo(torch.float32).min)
-    columns = torch.tensor(answers).reshape(-1, 4).unbind(1)  # row, source, target, sequence
-    return Packed(padded(0, 0), padded(1, 0), mask[:, None], *columns, torch.tensor(lengths))
+    columns = torch.tensor(answers).reshape(-1, 4).unbind(1)
+    return Packed(
+        ids=padded(0, 0),
+        positions=padded(1, 0),
+        mask=mask[:, None],
+        row=columns[0],
+        source=columns[1],
+        target=columns[2],
+        sequence=columns[3],
+        lengths=torch.tensor(lengths),
+    )

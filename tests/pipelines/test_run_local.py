@@ -7,22 +7,13 @@ from pathlib import Path
 import pytest
 from graphs import step_of
 from kfp import local
+from small_run import SMALL
 
 from fairvlm_core.steps import STEPS
 from pipelines.compile import COMPILED, compiled
 from pipelines.fairvlm import fairvlm
 
 ROOT = Path(COMPILED).parent.parent
-TRAINING = {"epochs": 1, "batch_size": 16}
-SMALL = {
-    "ingest": {"dataset": "generated", "image_size": 32, "options": {"patients": 240, "pixels": 32}},
-    "base_models": {"preset": "tiny", "image_size": 32, "clip_steps": 2, "llava_steps": 2, "pictures": 64},
-    "stage1": TRAINING,
-    "stage2": TRAINING,
-    "fair_moe": {**TRAINING, "group_batch": 8},
-}
-
-
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """Run the pipeline with the small parameters and those given; returns the folder that holds one folder per task."""
