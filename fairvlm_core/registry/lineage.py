@@ -10,6 +10,7 @@ from pathlib import Path
 import yaml
 
 from fairvlm_core.cohort.table import COHORT_FILE
+from fairvlm_core.errors import FairVLMError
 from fairvlm_core.files import sha256
 
 LOCK_FILE = "dvc.lock"
@@ -45,18 +46,22 @@ def data_hash(cohort: Path, root: Path) -> str:
 
 def dvc_md5(folder: Path) -> str:
     """The md5 that DVC 3 gives a folder: that of the list of its files and their md5."""
-    paths = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    entries = [{"md5": _md5((folder / path).read_bytes()), "relpath": path.as_posix()} for path in paths]
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    entries = [{"md5": _md5((folder / name).read_bytes()), "relpath": name} for name in names]
     return f"{_md5(json.dumps(entries, sort_keys=True).encode())}.dir"
 
 
 def _recorded(root: Path) -> dict[Path, str]:
     """Every output in dvc.lock with its md5."""
     lock = root / LOCK_FILE
-    try:
-        stages = (yaml.safe_load(lock.read_text()) or {}).get("stages", {})
-    except (FileNotFoundError, yaml.YAMLError):
+    if not lock.is_file():
         return {}
+    try:
+        stages = yaml.safe_load(lock.read_text())["stages"]
+    except (yaml.YAMLError, TypeError, KeyError):
+        raise FairVLMError(
+            "dvc.lock cannot be read.", where=str(lock), mend="Resolve its merge conflict, or run `dvc repro` again."
+        ) from None
     outputs = [output for stage in stages.values() for output in stage.get("outs", [])]
     return {(root / output["path"]).resolve(): output["md5"] for output in outputs if "md5" in output}
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel
 from PIL import Image
@@ -66,8 +67,14 @@ class RegisteredModel(PythonModel):
             multi-class: also `predicted`, the label with the highest score.
 
         Raises:
-            FairVLMError: when there is another column, or a picture cannot be read.
+            MlflowException: when there is another column, or a picture cannot be read; a server answers with its text.
         """
+        try:
+            return self._predict(model_input)
+        except FairVLMError as error:
+            raise MlflowException.invalid_parameter_value(str(error)) from None
+
+    def _predict(self, model_input: pd.DataFrame) -> pd.DataFrame:
         pictures = _pictures(model_input)
         size = self.model.image_size
         parts = [np.zeros((0, len(self.labels)), dtype=np.float32)]

@@ -28,6 +28,7 @@ from fairvlm_core.files import write_json
 from fairvlm_core.models.pictures import draw
 from fairvlm_core.registry.model import ARTIFACT, IMAGE, REFUSED, output_columns
 
+MODEL_CODE = str(Path(__file__).with_name("model.py"))
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
 # The packages whose versions decide what a model computes.
 REQUIRED = ("fairvlm", "torch", "transformers", "peft", "safetensors", "numpy", "pandas", "pillow")
@@ -99,7 +100,7 @@ def log_model(artifact: Path, task: Task, image_size: int) -> Any:
         artifact_path=None,
         name="model",
         flavor=SimpleNamespace(save_model=_save_model, __name__="mlflow.pyfunc"),
-        python_model=str(Path(__file__).with_name("model.py")),
+        python_model=MODEL_CODE,
         artifacts={ARTIFACT: str(artifact)},
         signature=signature(task),
         input_example=example(image_size),

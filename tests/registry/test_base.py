@@ -1,4 +1,4 @@
-"""References to base models: found where they were, where FAIRVLM_BASE says, or in the hub's cache; never another one."""
+"""References to base models: found where they were, where FAIRVLM_BASE says, or in the hub's cache."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ import sys
 import pytest
 import yaml
 
+from fairvlm_core.errors import FairVLMError
 from fairvlm_core.files import sha256
 from fairvlm_core.registry.lineage import commit, data_hash, dvc_md5
 
@@ -83,5 +84,10 @@ def test_without_dvc_the_files_own_hash_is_named(tmp_path, cohort):
     assert data_hash(cohort, tmp_path) == dvc_md5(cohort)
     (cohort / "cohort.parquet").write_text("edited after the run that dvc.lock describes")
     assert data_hash(cohort, tmp_path) == f"sha256:{sha256(cohort / 'cohort.parquet')}"
-    (tmp_path / "dvc.lock").write_text("<<<<<<< ours\n  - [")
-    assert data_hash(cohort, tmp_path).startswith("sha256:")
+
+
+@pytest.mark.parametrize("content", ["<<<<<<< ours\n", "a: [", "", "schema: '2.0'"])
+def test_damaged_lock_is_told(tmp_path, cohort, content):
+    (tmp_path / "dvc.lock").write_text(content)
+    with pytest.raises(FairVLMError, match=r"dvc\.lock cannot be read"):
+        data_hash(cohort, tmp_path)
