@@ -28,6 +28,7 @@ SPECIAL = ("<pad>", "<unk>", "<s>", "</s>", IMAGE, "[INST]", "[/INST]")
 WIDTH, HEADS, TOWER_LAYERS, TEXT_LAYERS = 96, 4, 4, 2
 MEAN, STD = [0.48, 0.46, 0.41], [0.27, 0.26, 0.28]  # CLIP's pixel statistics, to two digits
 BATCH = 64
+TALK, TALK_TOKENS = "Say something.", 24  # how the language of the cohort is learnt, without any image's help
 Progress = Callable[[Iterable[int], str], Iterable[int]]
 
 
@@ -40,7 +41,7 @@ def corpus(task: Task, notes: Sequence[str]) -> list[str]:
     answers = [f" {answer}" for answer in (YES, NO, *task.concepts)]
     # As often as there are notes: yes and no must become one token each, for answers are scored at their first token.
     answers *= max(100, len(notes))
-    return [*notes, *prompts, *questions(task), *ages, *described, DESCRIBE, *answers]
+    return [*notes, *prompts, *questions(task), *ages, *described, DESCRIBE, TALK, *answers]
 
 
 def train_tokenizer(texts: Iterable[str], *, vocabulary: int = 1200, end: bool):
@@ -166,9 +167,20 @@ def pretrain_clip(folder: Path, *, image_size: int, steps: int, seed: int, progr
 
 
 def pretrain_llava(
-    folder: Path, task: Task, *, image_size: int, steps: int, pool: int, seed: int, progress: Progress
+    folder: Path,
+    task: Task,
+    notes: Sequence[str],
+    *,
+    image_size: int,
+    steps: int,
+    pool: int,
+    seed: int,
+    progress: Progress,
 ) -> float:
-    """Train projector and language model to answer questions about generated pictures and to describe them.
+    """Train projector and language model on generated pictures: to answer questions, to describe, and to speak.
+
+    Speaking is a note or a concept of the cohort beside a picture that has nothing to do with it: a base model knows
+    the language of its field, but nothing about these patients' images. The tower is frozen.
 
     Args:
         pool: pictures drawn in all; their tower features are computed once.
@@ -184,19 +196,23 @@ def pretrain_llava(
     trained = [p for p in vlm.llava.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=2e-3, weight_decay=0.01)
     rng, last = np.random.default_rng([seed, 3]), 0.0
+    spoken = [*notes, *task.concepts]
     vlm.llava.train()
     for step in progress(range(steps), "Pretraining LLaVA on generated pictures"):
         rows = rng.choice(pool, BATCH, replace=False)
-        last = _update(optimizer, _picture_loss(vlm, features[rows], [shown[i] for i in rows]), step, steps, 2e-3)
+        said = [spoken[i] for i in rng.integers(len(spoken), size=BATCH)]
+        loss = _picture_loss(vlm, features[rows], [shown[i] for i in rows], said)
+        last = _update(optimizer, loss, step, steps, 2e-3)
     vlm.llava.save_pretrained(folder)
     return last
 
 
-def _picture_loss(vlm: VLM, features: Tensor, shown: Sequence[Picture]) -> Tensor:
+def _picture_loss(vlm: VLM, features: Tensor, shown: Sequence[Picture], said: Sequence[str]) -> Tensor:
     turns = []
-    for picture in shown:
+    for picture, sentence in zip(shown, said, strict=True):
         asked = [vlm.sequence(chat(question), YES if yes else NO) for question, yes in picture.answers.items()]
-        turns.append([*asked, vlm.sequence(chat(DESCRIBE), picture.caption)])
+        described = vlm.sequence(chat(DESCRIBE), picture.caption)
+        turns.append([*asked, described, vlm.sequence(chat(TALK), sentence, TALK_TOKENS)])
     packed = pack(turns)
     return instruction_loss(vlm.answer_logits(vlm.project(features), packed), packed.target)
 

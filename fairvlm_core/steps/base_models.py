@@ -86,6 +86,6 @@ def _make(config: Config, out: Path, task: Any, notes: list[str]) -> dict[str, f
         mean, std = (values.flatten().tolist() for values in pixel_statistics(config.vision))
     tiny.build_llava(llava, speaker, tower.config, image_size=size, mean=mean, std=std, seed=seed, tower=tower.float())
     llava_loss = tiny.pretrain_llava(
-        llava, task, image_size=size, steps=config.llava_steps, pool=config.pictures, seed=seed, progress=track
+        llava, task, notes, image_size=size, steps=config.llava_steps, pool=config.pictures, seed=seed, progress=track
     )
     return {"clip_loss": clip_loss, "llava_loss": llava_loss}
