@@ -21,6 +21,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.types.schema import AnyType, ColSpec, Schema
 from PIL import Image
+from sqlalchemy.exc import SQLAlchemyError
 
 from fairvlm_core.cohort.table import Task
 from fairvlm_core.errors import FairVLMError
@@ -43,7 +44,7 @@ def tracking(default: str) -> Iterator[str]:
     """Use the tracking server in MLFLOW_TRACKING_URI, else `default`; gives its URI without credentials.
 
     Raises:
-        FairVLMError: in the place of any error that MLflow raises in the block.
+        FairVLMError: in the place of any error of MLflow, its database or a missing database driver in the block.
     """
     before = os.environ.get(URI_VARIABLE)
     shown = without_credentials(before or default)
@@ -53,11 +54,11 @@ def tracking(default: str) -> Iterator[str]:
     try:
         mlflow.set_tracking_uri(uri)
         yield shown
-    except MlflowException as error:
+    except (MlflowException, SQLAlchemyError, ModuleNotFoundError) as error:
         raise FairVLMError(
-            f"MLflow refused this: {str(error).splitlines()[0].replace(uri, shown)}",
+            f"MLflow refused this: {str(error).strip().splitlines()[0].replace(uri, shown)}",
             where=shown,
-            mend=f"Check {URI_VARIABLE} and that the server can be reached, then run `fairvlm register` again.",
+            mend=f"Check {URI_VARIABLE}, that the server can be reached, and the parameters of register.",
         ) from None
     finally:
         mlflow.set_tracking_uri(before)  # type: ignore[arg-type]  # None unsets it

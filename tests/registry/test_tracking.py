@@ -1,0 +1,94 @@
+"""What a run is told: the server without credentials, names that MLflow takes, nothing about small groups."""
+
+from __future__ import annotations
+
+import os
+
+import generated_predictions as generated
+import mlflow
+import pytest
+from sqlalchemy.exc import OperationalError
+
+from fairvlm_core.cohort.table import Task
+from fairvlm_core.errors import FairVLMError
+from fairvlm_core.evaluation.judgement import judge
+from fairvlm_core.evaluation.predictions import scores
+from fairvlm_core.evaluation.thresholds import decided
+from fairvlm_core.registry import tracking
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("https://me:pass@mlflow.example.org/team", "https://mlflow.example.org/team"),
+        ("postgresql+psycopg2://me:a/b@c@db:5432/mlflow", "postgresql+psycopg2://db:5432/mlflow"),
+        ("https://mlflow.example.org?token=abc", "https://mlflow.example.org"),
+        ("sqlite:////srv/mlflow.db", "sqlite:////srv/mlflow.db"),
+    ],
+)
+def test_credentials_are_left_out(uri, shown):
+    assert tracking.without_credentials(uri) == shown
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        mlflow.MlflowException("cannot reach https://me:secret@example.org"),
+        OperationalError("SELECT 1", {}, Exception("unable to open database file")),
+        ModuleNotFoundError("No module named 'psycopg2'"),
+    ],
+)
+def test_errors_of_the_server_are_told_and_the_environment_is_put_back(monkeypatch, error):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+    def use():
+        with tracking.tracking("https://me:secret@example.org") as shown:
+            assert shown == "https://example.org"
+            assert mlflow.get_tracking_uri() == "https://me:secret@example.org"
+            raise error
+
+    with pytest.raises(FairVLMError, match=r"example\.org|unable to open|psycopg2") as told:
+        use()
+    assert "secret" not in str(told.value)
+    assert "MLFLOW_TRACKING_URI" not in os.environ
+
+
+def test_metrics_have_valid_names_and_no_suppressed_group():
+    given = decided(scores(generated.table("multilabel"), "test"), dict.fromkeys(generated.LABELS["multilabel"], 0.3))
+    judged = judge(given, min_cell=10)
+    assert judged["attributes"]["race"]["suppressed"] == ["Pacific Islander"]
+    # With a bound that no group reaches, no gap can be published, and none is logged.
+    hidden = judge(given, min_cell=10_000)
+    flat = tracking.metrics({"validation": hidden, "test": judged})
+    for name in flat:
+        mlflow.utils.validation._validate_metric_name(name)
+    assert flat["test_es_auc_sex"] == judged["attributes"]["sex"]["es_auc"]
+    assert flat["test_eod_sex_x_age_group"] == judged["attributes"]["sex x age_group"]["eod"]
+    assert flat["test_n"] == 600
+    assert flat["validation_auc"] == hidden["overall"]["auc"]
+    gaps = [name for name in flat if name.startswith("validation_") and any(gap in name for gap in tracking.GAPS)]
+    assert gaps == []
+
+
+def test_parameters_have_valid_names_and_say_what_was_registered():
+    task = Task("binary", ("CD4+ cells (low)",), ("low CD4+ cells",), ("normal CD4+ cells",))
+    described = {
+        "name": "fair_moe",
+        "family": "dual",
+        "task": task,
+        "image_size": 64,
+        "seed": 3,
+        "experts": {"count": 4, "top_k": 2},
+    }
+    comparison = {
+        "min_cell": 10,
+        "criterion": {"name": "dto", "attributes": ["sex", "race"]},
+        "models": {"fair_moe": {"thresholds": {"CD4+ cells (low)": 0.25}}},
+    }
+    flat = tracking.parameters(described, comparison)
+    for name in flat:
+        mlflow.utils.validation._validate_param_name(name)
+    assert flat["experts.count"] == 4
+    assert flat["seed"] == 3
+    assert flat["selection.attributes"] == "sex, race"
+    assert flat["threshold.CD4_cells_low_"] == 0.25
