@@ -21,6 +21,7 @@ def write_models(root: Path, kind: str) -> dict[str, Path]:
         folder.mkdir()
         write_json(folder / "history.json", {"fairness": [{"epoch": 1, "worst_group_auc": 0.5}]})
         write_json(folder / "metrics.json", {"validation_worst_group_auc": 0.5})
+        write_json(folder / "config.json", {"epochs": 1, "learning_rate": 0.001})
     torch.manual_seed(0)
     llava = vlm.load_base(str(base / "llava"), task, bases.SIZE)
     for name, earlier in (("stage1", None), ("stage2", folders["stage1"])):

@@ -46,9 +46,10 @@ def select(name: str, values: Mapping[str, float | None]) -> str:
 def selection_figures(scores: Scores, criterion_name: str) -> dict[str, float]:
     """What training logs after an epoch: all criteria that exist, and `score` (higher is better), which selects it.
 
-    Where the criterion cannot be computed (no attribute with two groups that can be judged), AUC takes its place.
+    Groups too small to be published take no part, for these figures are published with the training curves. Where the
+    criterion cannot be computed (no attribute with two groups that can be judged), AUC takes its place.
     """
-    judged = judge(scores, min_cell=1)
+    judged = judge(scores)
     attributes = list(scores.groups)
     figures = {name: criterion(name, judged, attributes) for name in CRITERIA}
     chosen = criterion_name if figures[criterion_name] is not None else "auc"

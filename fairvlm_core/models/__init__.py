@@ -10,10 +10,15 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor
+from transformers.utils import logging as transformers_logging
 
 from fairvlm_core.cohort.table import Task
 from fairvlm_core.errors import CheckpointError, nearest
 from fairvlm_core.files import read_json, write_json
+
+# A step's output is its own: progress of the work and mistakes, not what a library says while it loads.
+transformers_logging.set_verbosity_error()
+transformers_logging.disable_progress_bar()
 
 FAMILIES = {"vlm": "fairvlm_core.models.vlm", "dual": "fairvlm_core.models.dual"}
 MODEL_FILE = "model.json"

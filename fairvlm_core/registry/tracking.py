@@ -149,8 +149,10 @@ def requirements() -> list[str]:
     return found
 
 
-def parameters(described: Mapping[str, Any], comparison: Mapping[str, Any]) -> dict[str, Any]:
-    """What the run was made with, flat: the model's description, how it was selected, and its thresholds."""
+def parameters(
+    described: Mapping[str, Any], comparison: Mapping[str, Any], training: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What the run was made with, flat: the model, how it was trained and selected, and its thresholds."""
     task: Task = described["task"]
     flat: dict[str, Any] = {
         "task.kind": task.kind,
@@ -162,6 +164,8 @@ def parameters(described: Mapping[str, Any], comparison: Mapping[str, Any]) -> d
             flat |= {f"{key}.{name}": item for name, item in value.items()}
         elif key != "task":
             flat[key] = ", ".join(map(str, value)) if isinstance(value, list) else value
+    for key, value in training.items():
+        flat[f"training.{key}"] = ", ".join(map(str, value)) if isinstance(value, list) else value
     flat["min_cell"] = comparison["min_cell"]
     flat["selection.criterion"] = comparison["criterion"]["name"]
     flat["selection.attributes"] = ", ".join(comparison["criterion"]["attributes"])

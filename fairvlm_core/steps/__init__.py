@@ -8,6 +8,7 @@ checks the inputs and puts the output folder in place only when the step ended w
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import shutil
 from collections.abc import Mapping
@@ -44,6 +45,8 @@ def step_module(name: str) -> ModuleType:
 def execute(name: str, config: Any, inputs: Mapping[str, Path | None], outputs: Mapping[str, Path]) -> dict[str, Any]:
     """Run a step: its inputs must exist, and if it fails or is killed it leaves no half output.
 
+    Beside what the step writes, `out` gets its parameters (`config.json`) and its figures (`metrics.json`).
+
     Args:
         name: one of `STEPS`.
         config: an instance of the step's `Config`.
@@ -70,6 +73,7 @@ def execute(name: str, config: Any, inputs: Mapping[str, Path | None], outputs: 
     _refuse_to_replace(out, given)
     with folder_written(out) as partial:
         metrics = module.run(config, given, {"out": partial})
+        write_json(partial / "config.json", dataclasses.asdict(config))
         write_json(partial / "metrics.json", metrics)
     shutil.rmtree(checkpoint_folder(out), ignore_errors=True)
     return metrics

@@ -64,6 +64,7 @@ def run(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path])
     comparison = read_json(inputs["comparison"] / "comparison.json", made_by="compare")
     name = comparison["selected"] if config.model == "selected" else config.model
     described = describe(inputs[name])
+    training = read_json(inputs[name] / "config.json", made_by=name)
     _refuse_others(described, name, comparison, task_of(read_cohort(inputs["cohort"])), inputs)
     tags = {
         **lineage.commit(Path.cwd()),
@@ -81,7 +82,7 @@ def run(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path])
         tracking.write_artifact(artifact, model=inputs[name], thresholds=judged["thresholds"], reference=reference)
         with mlflow.start_run(experiment_id=tracking.experiment_id(config.experiment)) as active:
             mlflow.set_tags(tags)
-            mlflow.log_params(tracking.parameters(described, comparison))
+            mlflow.log_params(tracking.parameters(described, comparison, training))
             mlflow.log_metrics(tracking.metrics(judged))
             for file in _figures(inputs, name):
                 mlflow.log_artifact(str(file), "report")

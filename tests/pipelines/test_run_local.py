@@ -14,6 +14,8 @@ from pipelines.compile import COMPILED, compiled
 from pipelines.fairvlm import fairvlm
 
 ROOT = Path(COMPILED).parent.parent
+
+
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """Run the pipeline with the small parameters and those given; returns the folder that holds one folder per task."""

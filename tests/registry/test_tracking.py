@@ -85,10 +85,12 @@ def test_parameters_have_valid_names_and_say_what_was_registered():
         "criterion": {"name": "dto", "attributes": ["sex", "race"]},
         "models": {"fair_moe": {"thresholds": {"CD4+ cells (low)": 0.25}}},
     }
-    flat = tracking.parameters(described, comparison)
+    flat = tracking.parameters(described, comparison, {"epochs": 3, "attributes": ["sex", "race"]})
     for name in flat:
         mlflow.utils.validation._validate_param_name(name)
     assert flat["experts.count"] == 4
     assert flat["seed"] == 3
+    assert flat["training.epochs"] == 3
+    assert flat["training.attributes"] == "sex, race"
     assert flat["selection.attributes"] == "sex, race"
     assert flat["threshold.CD4_cells_low_"] == 0.25

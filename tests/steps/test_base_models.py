@@ -90,7 +90,7 @@ def test_published_checkpoints_are_named_not_copied(cohort, tmp_path):
     execute(
         "base_models", base_models.Config(preset="published", **names), {"cohort": cohort}, {"out": tmp_path / "out"}
     )
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"bases.json", "metrics.json"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"bases.json", "config.json", "metrics.json"}
     assert base_path(tmp_path / "out", "vlm") == str(base / "llava")
     assert base_path(tmp_path / "out", "dual") == "openai/clip-vit-base-patch16"
 

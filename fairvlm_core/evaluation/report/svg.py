@@ -59,15 +59,16 @@ def marker(i: int, x: float, y: float, r: float = 6) -> str:
 
 
 def ticks(low: float, high: float, most: int = 6) -> list[float]:
-    """Round numbers that cover [low, high] in at most `most` steps.
+    """Round numbers that cover [low, high] in at most `most` steps; at least two, for an axis needs a length.
 
     >>> ticks(0, 0.23), ticks(0, 118)
     ([0.0, 0.05, 0.1, 0.15, 0.2, 0.25], [0.0, 20.0, 40.0, 60.0, 80.0, 100.0, 120.0])
     """
-    span = max(high - low, 1e-9)
+    span = high - low or 1.0
     power = 10.0 ** math.floor(math.log10(span / most))
     step = next(power * m for m in (1, 2, 2.5, 5, 10, 20) if span / (power * m) <= most)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    last = max(last, first + 1)
     return [round(i * step, 10) for i in range(first, last + 1)]
 
 
