@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,6 +20,7 @@ from fairvlm_core.files import read_json, write_json
 # A step's output is its own: progress of the work and mistakes, not what a library says while it loads.
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
+warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
 
 FAMILIES = {"vlm": "fairvlm_core.models.vlm", "dual": "fairvlm_core.models.dual"}
 MODEL_FILE = "model.json"

@@ -78,6 +78,7 @@ class DualEncoder:
         mean, std = pixel_statistics(checkpoint)
         self.mean, self.std = mean.to(device()), std.to(device())
         self.slots: dict[str, MoESlot] = {}
+        self.frozen: list[nn.Module] = []
         self.feature_moes = nn.ModuleDict()
         if experts.count:
             with torch.random.fork_rng():
@@ -103,8 +104,11 @@ class DualEncoder:
             self.feature_moes[side] = FeatureMoE(width, **shape)
 
     def train(self, mode: bool = True) -> None:
+        """Training mode for what is trained; what is frozen has no dropout, or each step would see other features."""
         self.model.train(mode)
         self.feature_moes.train(mode)
+        for frozen in self.frozen:
+            frozen.eval()
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
         """All parameters by name, those of the model and those of the feature mixtures."""
@@ -118,10 +122,11 @@ class DualEncoder:
             return
         for tower in (self.model.vision_model, self.model.text_model):
             layers = blocks(tower)
-            tower.embeddings.requires_grad_(False)
-            layers[:-train_blocks].requires_grad_(False)
+            self.frozen += [tower.embeddings, *layers[:-train_blocks]]
             if hasattr(tower, "pre_layrnorm"):
-                tower.pre_layrnorm.requires_grad_(False)
+                self.frozen.append(tower.pre_layrnorm)
+        for module in self.frozen:
+            module.requires_grad_(False)
 
     def trunk(self, images: np.ndarray | Tensor, train_blocks: int) -> Tensor:
         """Tokens [n, T, D] that enter the last `train_blocks` blocks of the image encoder."""

@@ -116,6 +116,16 @@ def test_only_the_last_blocks_train(checkpoint):
             assert parameter.requires_grad, name
 
 
+def test_what_is_frozen_has_no_dropout(checkpoint):
+    dual = fresh(checkpoint, Experts())
+    dual.freeze(1)
+    dual.train()
+    assert not any(module.training for frozen in dual.frozen for module in frozen.modules())
+    for tower in (dual.model.vision_model, dual.model.text_model):
+        assert blocks(tower)[-1].training
+        assert not blocks(tower)[0].training
+
+
 @pytest.mark.parametrize("train_blocks", [0, 1])
 def test_a_trained_model_is_saved_and_loaded_exactly(checkpoint, train_blocks, tmp_path):
     dual = fresh(checkpoint, Experts())
