@@ -13,9 +13,9 @@ from typing import Annotated, Any
 
 import typer
 
+from fairvlm_core.config import build, read_params, type_name
 from fairvlm_core.errors import ConfigError, FairVLMError
 from fairvlm_core.steps import STEPS, execute, step_module
-from fairvlm_core.steps.config import build, read_params, type_name
 
 # Nothing phones home: set before any of these libraries is imported, and only where the user has not decided otherwise.
 QUIET = {

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
+from fairvlm_core.config import build
 from fairvlm_core.steps import STEPS, execute, step_module
-from fairvlm_core.steps.config import build
 
 HEAVY = ("torch", "transformers", "numpy", "pandas", "pyarrow", "mlflow", "great_expectations", "sklearn", "kfp", "PIL")
 

@@ -4,8 +4,8 @@ from dataclasses import FrozenInstanceError, dataclass
 
 import pytest
 
+from fairvlm_core.config import build, check, option, read_params, type_name
 from fairvlm_core.errors import ConfigError
-from fairvlm_core.steps.config import build, check, option, read_params, type_name
 
 
 @dataclass(frozen=True)

@@ -120,6 +120,32 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def checkpoint_config(checkpoint: str, model_types: tuple[str, ...]) -> Any:
+    """The configuration of a checkpoint in a folder or on the hub.
+
+    Raises:
+        CheckpointError: when it cannot be found or is of none of the model types.
+    """
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(checkpoint)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(
+            "The checkpoint cannot be read.",
+            where=checkpoint,
+            mend=f"Give a folder or a hub name, in the transformers layout ({reason}).",
+        ) from None
+    if config.model_type not in model_types:
+        raise CheckpointError(
+            f'The checkpoint is of the model type "{config.model_type}".',
+            where=checkpoint,
+            mend=f"Use one in the transformers layout, of the type {' or '.join(model_types)}.",
+        )
+    return config
+
+
 def pixel_statistics(checkpoint: str) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation per channel, float32 [3, 1, 1], that a checkpoint's images are normalised with."""
     from transformers.image_processing_base import ImageProcessingMixin

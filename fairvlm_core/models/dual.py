@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from fairvlm_core.cohort.prompts import zero_shot_prompts
 from fairvlm_core.cohort.table import Task
 from fairvlm_core.errors import CheckpointError
-from fairvlm_core.models import device, pixel_statistics, pixels, write_description
+from fairvlm_core.models import checkpoint_config, device, pixel_statistics, pixels, write_description
 from fairvlm_core.models.moe import EmbeddingMoE, FeatureMoE
 
 SCORE_BATCH = 128
@@ -213,23 +213,10 @@ def load_base(checkpoint: str, task: Task, image_size: int, *, experts: Experts,
     Raises:
         CheckpointError: when it cannot be found or is of another model type.
     """
-    from transformers import AutoConfig, CLIPModel, VisionTextDualEncoderModel
+    from transformers import CLIPModel, VisionTextDualEncoderModel
 
     families: dict[str, Any] = {"clip": CLIPModel, "vision-text-dual-encoder": VisionTextDualEncoderModel}
-    try:
-        config = AutoConfig.from_pretrained(checkpoint)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            "The checkpoint cannot be read.",
-            where=checkpoint,
-            mend=f"Give a folder or hub name ({str(error).splitlines()[0]}).",
-        ) from None
-    if config.model_type not in families:
-        raise CheckpointError(
-            f'The checkpoint is of the model type "{config.model_type}".',
-            where=checkpoint,
-            mend=f"Use one of the types {', '.join(families)}.",
-        )
+    config = checkpoint_config(checkpoint, tuple(families))
     model = families[config.model_type].from_pretrained(checkpoint, dtype=torch.float32)
     return DualEncoder(model, checkpoint, task, image_size, experts, seed)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -17,7 +16,7 @@ from fairvlm_core.cohort.table import Task
 from fairvlm_core.errors import CheckpointError
 from fairvlm_core.files import read_json, write_json
 from fairvlm_core.losses.answers import option_scores
-from fairvlm_core.models import device, pixel_statistics, pixels, write_description
+from fairvlm_core.models import checkpoint_config, device, pixel_statistics, pixels, write_description
 from fairvlm_core.models.packing import Packed, Turn, pack
 
 SCORE_BATCH = 64
@@ -190,22 +189,9 @@ def load_base(checkpoint: str, task: Task, image_size: int) -> VLM:
     Raises:
         CheckpointError: when it cannot be found or is of another model type.
     """
-    from transformers import AutoConfig, LlavaForConditionalGeneration
+    from transformers import LlavaForConditionalGeneration
 
-    try:
-        config = AutoConfig.from_pretrained(checkpoint)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            "The checkpoint cannot be read.",
-            where=checkpoint,
-            mend=f"Give a folder or hub name of a Llava model ({_first(error)}).",
-        ) from None
-    if config.model_type != "llava":
-        raise CheckpointError(
-            f'The checkpoint is of the model type "{config.model_type}".',
-            where=checkpoint,
-            mend='Use a conversion to the transformers layout, whose model type is "llava".',
-        )
+    config = checkpoint_config(checkpoint, ("llava",))
     dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
     llava = LlavaForConditionalGeneration.from_pretrained(checkpoint, config=config, dtype=dtype)
     return VLM(llava, checkpoint, task, image_size)
@@ -249,7 +235,3 @@ def save(vlm: VLM, folder: Path, *, name: str, seed: int, earlier: Path | None =
         seed=seed,
         adapters=[*vlm.adapters, f"adapter-{name}"],
     )
-
-
-def _first(error: Exception) -> str:
-    return re.split(r"[\n.]", str(error), maxsplit=1)[0]

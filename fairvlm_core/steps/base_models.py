@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fairvlm_core.steps.config import Port, check, option
+from fairvlm_core.config import Port, check, option
 
 INPUTS = {"cohort": Port("Folder that stratify wrote; the text of its training split trains the tiny tokenizer.")}
 OUTPUTS = {"out": Port("Folder to write: bases.json, and the models where they are made here.")}

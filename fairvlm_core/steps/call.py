@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from fairvlm_core.config import build
 from fairvlm_core.errors import FairVLMError
 from fairvlm_core.steps import execute, step_module
-from fairvlm_core.steps.config import build
 
 
 class MetricsSink(Protocol):

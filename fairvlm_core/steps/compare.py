@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fairvlm_core.config import Port, check, option
 from fairvlm_core.errors import ConfigError, nearest
 from fairvlm_core.evaluation import CRITERIA
-from fairvlm_core.steps.config import Port, check, option
 
 TITLES = {"stage1": "Stage 1", "stage2": "Stage 2", "fair_moe": "Fair-MoE"}
 

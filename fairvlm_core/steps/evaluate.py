@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fairvlm_core.config import Port, check, option
 from fairvlm_core.errors import PredictionsError
-from fairvlm_core.steps.config import Port, check, option
 
 INPUTS = {
     "predictions": Port("Folder that predict wrote."),

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fairvlm_core.cohort.adapters import ADAPTERS, adapter, require_known
+from fairvlm_core.config import Port, build, check, option
 from fairvlm_core.errors import ConfigError
-from fairvlm_core.steps.config import Port, build, check, option
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fairvlm_core.steps.config import Port, check, option
+from fairvlm_core.config import Port, check, option
 
 INPUTS = {
     "model": Port("Folder that a training step wrote."),

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fairvlm_core.config import Port, check, option
 from fairvlm_core.errors import CheckpointError, ConfigError
-from fairvlm_core.steps.config import Port, check, option
 
 MODELS = ("stage1", "stage2", "fair_moe")
 INPUTS = {

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fairvlm_core.config import Port, check, option
 from fairvlm_core.evaluation import CRITERIA
-from fairvlm_core.steps.config import Port, check, option
 
 if TYPE_CHECKING:
     from fairvlm_core.training.stages import Job

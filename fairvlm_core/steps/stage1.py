@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fairvlm_core.config import option
 from fairvlm_core.errors import ConfigError
-from fairvlm_core.steps.config import option
 from fairvlm_core.steps.shared import OUTPUTS, TRAINING_INPUTS, TaskConfig, begin, finish
 
 INPUTS = TRAINING_INPUTS

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fairvlm_core.steps.config import Port, option
+from fairvlm_core.config import Port, option
 from fairvlm_core.steps.shared import OUTPUTS, TRAINING_INPUTS, TaskConfig, begin, finish
 
 INPUTS = {**TRAINING_INPUTS, "stage1": Port("Folder that stage1 wrote.")}

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fairvlm_core.config import Port, check, option
 from fairvlm_core.errors import CohortError, ConfigError
-from fairvlm_core.steps.config import Port, check, option
 
 if TYPE_CHECKING:
     import numpy as np

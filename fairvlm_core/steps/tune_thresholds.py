@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fairvlm_core.steps.config import Port, check
+from fairvlm_core.config import Port, check
 
 INPUTS = {"predictions": Port("Folder that predict wrote.")}
 OUTPUTS = {"out": Port("Folder to write: thresholds.json.")}

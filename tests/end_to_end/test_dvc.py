@@ -103,7 +103,7 @@ def test_the_default_parameters_name_every_field(step):
 
 @pytest.mark.parametrize("profile", sorted(path.name for path in (ROOT / "profiles").iterdir()))
 def test_profiles_have_every_section_and_no_unknown_field(profile):
-    from fairvlm_core.steps.config import build
+    from fairvlm_core.config import build
 
     written = yaml.safe_load((ROOT / "profiles" / profile / "params.yaml").read_text())
     assert list(written) == list(STEPS)

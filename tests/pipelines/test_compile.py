@@ -9,9 +9,9 @@ import pytest
 import yaml
 from graphs import executor_of, step_of
 
+from fairvlm_core.config import build
 from fairvlm_core.steps import STEPS, step_module
 from fairvlm_core.steps.call import whole
-from fairvlm_core.steps.config import build
 from pipelines.compile import COMPILED, compile_to, compiled
 from pipelines.fairvlm import PARAMS_FILE
 from pipelines.pools import NODE_LABEL, POOLS, STEP_POOLS

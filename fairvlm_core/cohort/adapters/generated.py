@@ -19,7 +19,7 @@ import numpy as np
 from fairvlm_core.cohort.adapters import Release
 from fairvlm_core.cohort.fundus import draw_fundus
 from fairvlm_core.cohort.table import SEXES, Task, age_group, age_group_names, cohort_table
-from fairvlm_core.steps.config import check, option
+from fairvlm_core.config import check, option
 
 TASK = Task(
     kind="binary",

@@ -21,8 +21,8 @@ from PIL import Image
 from fairvlm_core.cohort.adapters import Release
 from fairvlm_core.cohort.images import open_image
 from fairvlm_core.cohort.table import SEXES, Task, age_group, age_group_names, cohort_table
+from fairvlm_core.config import check
 from fairvlm_core.errors import CohortError, ConfigError
-from fairvlm_core.steps.config import check
 
 # Tschandl et al. 2018, table 1; akiec takes in actinic keratoses and intraepithelial carcinoma (Bowen's disease).
 CONCEPTS = {
