@@ -207,6 +207,7 @@ def test_ingest_validate_stratify_from_the_command_line(cohort, fairvlm):
     assert "Images per cell" in shown
     assert sorted(path.name for path in (cohort / "balanced").iterdir()) == [
         "cohort.parquet",
+        "config.json",
         "metrics.json",
         "strata.json",
         "strata.png",

@@ -60,7 +60,7 @@ def compare(inputs, out, **options):
 def test_comparison_report_table_and_picture_are_written(inputs, tmp_path):
     metrics, found = compare(inputs, tmp_path / "out")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        "comparison.json", "report.html", "table.md", "tradeoff.png", "metrics.json"
+        "comparison.json", "report.html", "table.md", "tradeoff.png", "config.json", "metrics.json"
     }  # fmt: skip
     assert list(found["models"]) == sorted(TITLES)
     judged = json.loads((inputs["stage2"] / "evaluation.json").read_text())

@@ -33,7 +33,7 @@ def test_decisions_and_judgements_are_written(tmp_path, kind):
     source = predicted(tmp_path / "p", kind)
     metrics = evaluate(source, tmp_path / "out")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        "predictions.parquet", "evaluation.json", "roc.png", "metrics.json"
+        "predictions.parquet", "evaluation.json", "roc.png", "config.json", "metrics.json"
     }  # fmt: skip
     before, after = read_predictions(source), read_predictions(tmp_path / "out")
     assert after.drop_columns(["y_pred"]).to_pylist() == before.to_pylist()
