@@ -43,16 +43,19 @@ class Experts:
 
 
 class MoESlot(nn.Module):
-    """An EmbeddingMoE where a block expects its MLP: it is told the padding mask beforehand and remembers its gates."""
+    """An EmbeddingMoE where the last block expects its MLP: it is told beforehand what a block does not tell it, the
+    padding mask and the token that is pooled (by default the first), and remembers its gates."""
 
     def __init__(self, moe: EmbeddingMoE) -> None:
         super().__init__()
         self.moe = moe
         self.mask: Tensor | None = None
+        self.read: Tensor | None = None
         self.gates: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        out, self.gates = self.moe(x, self.mask)
+        read = torch.zeros(len(x), dtype=torch.long) if self.read is None else self.read
+        out, self.gates = self.moe(x, self.mask, read)
         return out
 
 
@@ -158,6 +161,7 @@ class DualEncoder:
         ).to(device())
         if "text" in self.slots:
             self.slots["text"].mask = tokens["attention_mask"].bool()
+            self.slots["text"].read = _pooled_token(self.model.text_model.config, tokens["input_ids"])
         pooled = self.model.text_model(**tokens).pooler_output
         return self._project("text", pooled, self.model.text_projection)
 
@@ -205,6 +209,15 @@ class DualEncoder:
 def blocks(tower: Any) -> nn.ModuleList:
     """The transformer blocks of an encoder, whatever its family calls them."""
     return tower.encoder.layers if hasattr(tower.encoder, "layers") else tower.encoder.layer
+
+
+def _pooled_token(config: Any, ids: Tensor) -> Tensor:
+    """Place [n] of the token that a text encoder pools: BERT's first, CLIP's end of text."""
+    if config.model_type != "clip_text_model":
+        return torch.zeros(len(ids), dtype=torch.long)
+    # OpenAI's checkpoints name a wrong end of text, 2; transformers then takes the largest id, and so must we.
+    ends = ids if config.eos_token_id == 2 else ids == config.eos_token_id
+    return ends.int().argmax(-1)
 
 
 def load_base(checkpoint: str, task: Task, image_size: int, *, experts: Experts, seed: int) -> DualEncoder:

@@ -137,15 +137,19 @@ class EmbeddingMoE(nn.Module):
         reference = next(mlp.parameters(), None)
         return moe if reference is None else moe.to(reference)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, mask: Tensor | None = None, read: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Route the tokens.
 
         Args:
             x: [B, T, D].
             mask: [B, T], true (or 1) where a token counts; by default all do. A masked token gets 0 and takes no slot.
+            read: int64 [B], the one token of each sample whose output is needed; by default all are. In the last block
+                nothing else reaches the feature, and experts that run on one token of T cost a T-th. The routing and
+                the gate weights are the same, for they depend on all tokens.
 
         Returns:
-            out [B, T, D] without the residual, and the sparse gate weights [B, T, M] after Top_r and Top_c.
+            out [B, T, D] without the residual, 0 where it is not read, and the sparse gate weights [B, T, M] after
+            Top_r and Top_c.
 
         Raises:
             ValueError: shapes that do not fit.
@@ -163,8 +167,12 @@ class EmbeddingMoE(nn.Module):
         routed = top_experts(weights, self.top_k) & mask.unsqueeze(-1)
         kept = top_tokens(weights, routed, self._slots(mask.sum(1)))
         gates = weights.masked_fill(~kept, 0.0)
-        out = mix_experts(x.flatten(0, 1), gates.flatten(0, 1), kept.flatten(0, 1), self.experts)
-        return out.view_as(x), gates
+        if read is None:
+            out = mix_experts(x.flatten(0, 1), gates.flatten(0, 1), kept.flatten(0, 1), self.experts)
+            return out.view_as(x), gates
+        place = torch.arange(len(x), device=x.device), read.to(x.device)
+        out = mix_experts(x[place], gates[place], kept[place], self.experts)
+        return torch.zeros_like(x).index_put(place, out), gates
 
     def _slots(self, tokens: Tensor) -> Tensor:
         """alpha [B] for the number of tokens [B]; in float64, for in float32 3.0000001 would be rounded up to 4.

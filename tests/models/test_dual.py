@@ -12,6 +12,7 @@ from fairvlm_core.cohort.prompts import zero_shot_prompts
 from fairvlm_core.errors import CheckpointError
 from fairvlm_core.models import load, pixels, tiny
 from fairvlm_core.models.dual import Experts, blocks, load_base, save
+from fairvlm_core.models.moe import EmbeddingMoE
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, SIZE, SIZE, 3)).astype(np.uint8)
 TEXTS = ["A photo of melanoma", "A photo of a much longer text about an edema of the lung", "disc"]
@@ -89,6 +90,26 @@ def test_with_every_expert_on_every_token_the_experts_begin_as_the_mlp(checkpoin
         torch.testing.assert_close(
             mixed.encode_text(TEXTS).features, plain.encode_text(TEXTS).features, atol=1e-5, rtol=1e-4
         )
+
+
+def test_experts_run_on_the_pooled_token_alone_and_nothing_changes(checkpoint, monkeypatch):
+    """Features, gates and gradients equal those of experts that run on every token."""
+
+    def outcome():
+        dual = fresh(checkpoint, Experts(capacity=0.4))
+        found = dual.head(dual.trunk(IMAGES, 1), 1), dual.encode_text(TEXTS)
+        torch.manual_seed(0)
+        values = [value for side in found for value in (side.features, *side.gates.values())]
+        sum((value * torch.randn_like(value)).sum() for value in values).backward()
+        return values + [p.grad for p in dual.named_parameters().values() if p.grad is not None]
+
+    mine = outcome()
+    forward = EmbeddingMoE.forward
+    monkeypatch.setattr(EmbeddingMoE, "forward", lambda self, x, mask, read: forward(self, x, mask))
+    wanted = outcome()
+    assert len(mine) == len(wanted)
+    for a, b in zip(mine, wanted, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
 
 
 def test_gates_of_padding_are_zero_and_padding_changes_nothing(checkpoint):

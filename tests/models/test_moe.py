@@ -100,6 +100,26 @@ def test_equal_tokens_and_equal_experts_are_decided_by_position():
     assert torch.equal(gates, expected)
 
 
+@pytest.mark.parametrize("capacity", [0.2, 1.0])
+def test_reading_one_token_gives_what_reading_all_gives_there(capacity):
+    """Output, gates and every gradient; with a small capacity some of the tokens that are read lose their experts."""
+    torch.manual_seed(2)
+    moe = EmbeddingMoE(6, capacity=capacity).double()
+    x = (torch.randn(8, 7, 6).double() * 3).requires_grad_()
+    mask = torch.rand(8, 7) < 0.7
+    read = torch.tensor([int(mask[b].nonzero()[b % int(mask[b].sum())]) for b in range(8)])
+    place = torch.arange(8), read
+    out, gates = moe(x, mask)
+    alone, same_gates = moe(x, mask, read)
+    assert torch.equal(gates, same_gates)
+    assert torch.allclose(alone[place], out[place], rtol=1e-12, atol=1e-12)
+    assert alone.count_nonzero() == out[place].count_nonzero()
+    assert (out[place] == 0).all(-1).any() == (capacity < 1)
+    mine, wanted = (gradients(moe, x, *both) for both in ((alone[place], same_gates), (out[place], gates)))
+    for a, b in zip(mine, wanted, strict=True):
+        assert torch.allclose(a, b, rtol=1e-10, atol=1e-12)
+
+
 def test_defaults():
     moe = EmbeddingMoE(8)
     assert len(moe.experts) == 4
