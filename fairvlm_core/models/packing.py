@@ -17,10 +17,23 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Turn:
-    """Token ids of prompt and answer, and where the answer begins."""
+    """Token ids of prompt and answer, and where the answer begins.
+
+    Attributes:
+        ids: all tokens.
+        answer: where the first answer begins; all that follows it is learnt, except `asked`.
+        asked: (start, end) of each later question of a conversation.
+    """
 
     ids: tuple[int, ...]
     answer: int
+    asked: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def learnt(self) -> list[int]:
+        """Places of the answer tokens, in order."""
+        silent = {place for start, end in self.asked for place in range(start, end)}
+        return [place for place in range(self.answer, len(self.ids)) if place not in silent]
 
 
 @dataclass(frozen=True)
@@ -59,6 +72,40 @@ def shared_prefix(sequences: Sequence[Turn]) -> int:
     return longest
 
 
+def packed_length(sequences: Sequence[Turn]) -> int:
+    """Tokens of the row that `pack` makes of one image's sequences."""
+    prefix = shared_prefix(sequences)
+    return prefix + sum(len(sequence.ids) - prefix for sequence in sequences)
+
+
+def micro_batches(lengths: Sequence[int], size: int, *, waste: float = 0.05) -> list[list[int]]:
+    """Split a batch into micro-batches of rows of similar length, so that little of what is computed is padding.
+
+    Args:
+        lengths: the packed length of each image, see `packed_length`.
+        size: images per micro-batch at most.
+        waste: share of padding that a micro-batch may have. Where lengths differ so much that a full micro-batch would
+            have more, it gets fewer images; one image alone has none.
+
+    Returns:
+        Indices into `lengths`, each exactly once, the longest first: what does not fit into memory fails at once.
+    """
+    if size < 1:
+        raise ValueError(f"size must be at least 1, not {size}.")
+    groups: list[list[int]] = []
+    tokens = 0
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        group = groups[-1] if groups else []
+        area = (len(group) + 1) * lengths[group[0]] if group else 0
+        if group and len(group) < size and area - (tokens + lengths[index]) <= waste * area:
+            group.append(index)
+            tokens += lengths[index]
+        else:
+            groups.append([index])
+            tokens = lengths[index]
+    return groups
+
+
 def pack(images: Sequence[Sequence[Turn]]) -> Packed:
     """Pack the sequences of each image into one row."""
     rows: list[tuple[list[int], list[int], list[int]]] = []
@@ -73,11 +120,12 @@ def pack(images: Sequence[Sequence[Turn]]) -> Packed:
             ids += sequence.ids[prefix:]
             positions += range(prefix, len(sequence.ids))
             branches += [j] * (len(sequence.ids) - prefix)
-            for place in range(sequence.answer, len(sequence.ids)):
+            learnt = sequence.learnt
+            for place in learnt:
                 before = place - 1
                 source = before if before < prefix else start + before - prefix
                 answers.append((b, source, sequence.ids[place], len(lengths)))
-            lengths.append(len(sequence.ids) - sequence.answer)
+            lengths.append(len(learnt))
         rows.append((ids, positions, branches))
 
     length = max(len(ids) for ids, _, _ in rows)
