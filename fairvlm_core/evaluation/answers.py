@@ -165,18 +165,23 @@ def _word(word: str) -> str:
 
 
 def _phrase(phrase: str) -> list[str]:
-    words = [word for word in canonical(phrase) if word[0].isalnum()]
-    return words[1:] if words and words[0] in ARTICLES else words
+    """The tokens of a phrase without a leading article and without marks at its end."""
+    tokens = canonical(phrase)
+    while tokens and not tokens[-1][0].isalnum():
+        tokens.pop()
+    return tokens[1:] if tokens and tokens[0] in ARTICLES else tokens
 
 
 def _mentions(tokens: Sequence[str], vocabulary: Iterable[tuple[str, int | None]]) -> list[Mention]:
     """Where phrases of the vocabulary stand, as whole words; what lies inside a longer match is no mention."""
     found = set()
     for phrase, value in vocabulary:
-        words = _phrase(phrase)
-        for start in range(len(tokens) - len(words) + 1) if words else ():
-            if list(tokens[start : start + len(words)]) == words:
-                found.add(Mention(start, start + len(words), value))
+        written = _phrase(phrase)
+        # A phrase with a bracket or a comma is also said without.
+        for words in (written, [word for word in written if word[0].isalnum()]):
+            for start in range(len(tokens) - len(words) + 1) if words else ():
+                if list(tokens[start : start + len(words)]) == words:
+                    found.add(Mention(start, start + len(words), value))
     kept: list[Mention] = []
     for mention in sorted(found, key=lambda m: (m.start - m.end, m.start)):
         longer = [other for other in kept if other.end - other.start > mention.end - mention.start]

@@ -43,6 +43,7 @@ def judge(scores: Scores, *, min_cell: int = 10) -> dict[str, Any]:
         same four numbers and groups for that label}, suppressed [names], unjudged [{label, group, reason}].
         `across`: es_auc, dpd, eod, tpr_gap -> mean and worst over the attributes, the intersection not counted again.
         `unjudged`: [{label, reason}] for labels that have no AUC at all.
+        `answers`, only where the model also answered in words: see `judge_answers`.
     """
     aucs = [auc(truth, score) for truth, score in zip(scores.y_true.T, scores.y_score.T, strict=True)]
     overall = {
@@ -74,7 +75,59 @@ def judge(scores: Scores, *, min_cell: int = 10) -> dict[str, Any]:
             for label, truth, value in zip(scores.labels, scores.y_true.T, aucs, strict=True)
             if np.isnan(value)
         ],
+        **({} if scores.y_answer is None else {"answers": judge_answers(scores, min_cell=min_cell)}),
     }
+
+
+def judge_answers(scores: Scores, *, min_cell: int = 10) -> dict[str, Any]:
+    """The second path beside the first: what the answers in words are worth (FairMed-VLM, inference).
+
+    Returns:
+        accuracy: share of right answers, an undecided one being wrong; accuracy_decided: of those that are decided;
+        undecided: share of the answers that say neither; agreement: share of the decided ones that say what the
+        decision from the score says. Multi-class: per image, else per image and label.
+        `attributes`: attribute -> group -> n, accuracy, undecided; small groups are suppressed.
+    """
+    right, decided, agreed = _answered(scores)
+    attributes = {}
+    for attribute, values in with_intersection(scores.groups).items():
+        found = attributes[attribute] = {}
+        for name, rows in groups_in(values):
+            if rows.sum() < min_cell:
+                found[name] = {"n": f"<{min_cell}", "accuracy": None, "undecided": None}
+            else:
+                shares = {"accuracy": _mean_known(right[rows]), "undecided": _mean_known(~decided[rows])}
+                found[name] = {"n": int(rows.sum()), **shares}
+    return {
+        "accuracy": _mean_known(right),
+        "accuracy_decided": _mean_known(np.where(decided, right, np.nan)),
+        "undecided": _mean_known(~decided),
+        "agreement": _mean_known(agreed),
+        "attributes": attributes,
+    }
+
+
+def _answered(scores: Scores) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Per question, [n, Q]: right (float, NaN where the truth is unknown), decided (bool), agreed (float, NaN)."""
+    truth, decision = scores.y_true, scores.y_pred
+    answer = np.full(truth.shape, np.nan) if scores.y_answer is None else scores.y_answer
+    decided = ~np.isnan(answer)
+    right = np.where(np.isnan(truth), np.nan, answer == truth)
+    agreed = np.where(decided & ~np.isnan(decision), answer == decision, np.nan)
+    if scores.kind != "multiclass":
+        return right, decided, agreed
+    # One question per image, whose answer is right where all that is known of its row is.
+    rows = [np.where(np.isnan(part).all(1), np.nan, np.nanmin(_filled(part), axis=1)) for part in (right, agreed)]
+    return rows[0][:, None], decided.all(1, keepdims=True), rows[1][:, None]
+
+
+def _filled(values: np.ndarray) -> np.ndarray:
+    """Rows without any number become 0, so that a minimum over the numbers exists in each."""
+    return np.where(np.isnan(values).all(axis=1, keepdims=True), 0.0, values)
+
+
+def _mean_known(values: np.ndarray) -> float | None:
+    return _mean(np.asarray(values, dtype=float).ravel())
 
 
 def with_intersection(groups: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -35,6 +35,8 @@ SCHEMA = pa.schema(
 )
 # `evaluate` adds this column: the decision at the fixed thresholds (argmax for multiclass).
 Y_PRED = pa.field("y_pred", pa.int8())
+# `predict` adds this one where the model also answered in words: what the answer says, null where it is undecided.
+Y_ANSWER = pa.field("y_answer", pa.int8())
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class Scores:
         groups: attribute -> object [n], None where unknown; only attributes with at least one known value.
         kind: binary | multiclass | multilabel.
         model: its name.
+        y_answer: float64 [n, L], what the answers in words say, NaN where undecided; None where none were asked for.
     """
 
     sample_ids: np.ndarray
@@ -61,13 +64,14 @@ class Scores:
     groups: dict[str, np.ndarray]
     kind: str
     model: str
+    y_answer: np.ndarray | None = None
 
 
 def write_predictions(table: pa.Table, path: Path, *, kind: str) -> Path:
-    """Write a predictions table (with or without `y_pred`) to `path`, the task's kind in its metadata."""
+    """Write a predictions table (`y_answer`, `y_pred` if it has them) to `path`, the task's kind in its metadata."""
     if kind not in KINDS:
         raise PredictionsError(f'A task cannot be of the kind "{kind}".')
-    schema = SCHEMA.append(Y_PRED) if Y_PRED.name in table.column_names else SCHEMA
+    schema = pa.schema([*SCHEMA, *(field for field in (Y_ANSWER, Y_PRED) if field.name in table.column_names)])
     table = table.select(schema.names).cast(schema).replace_schema_metadata({"fairvlm.kind": kind})
     with written(path) as partial:
         pq.write_table(table, partial)
@@ -108,10 +112,13 @@ def read_predictions(path: Path) -> pa.Table:
             where=f"{file}, row {bad[0]}, column y_score",
             mend="Give a number between 0 and 1 for every row.",
         )
-    truth = table.column("y_true").to_numpy(zero_copy_only=False).astype(float)
-    bad = np.flatnonzero(~(np.isnan(truth) | (truth == 0) | (truth == 1)))
-    if len(bad):
-        raise PredictionsError("A true label is neither 0, 1 nor empty.", where=f"{file}, row {bad[0]}, column y_true")
+    for name, what in (("y_true", "A true label"), (Y_ANSWER.name, "An answer")):
+        if name not in table.column_names:
+            continue
+        told = table.column(name).to_numpy(zero_copy_only=False).astype(float)
+        bad = np.flatnonzero(~(np.isnan(told) | (told == 0) | (told == 1)))
+        if len(bad):
+            raise PredictionsError(f"{what} is neither 0, 1 nor empty.", where=f"{file}, row {bad[0]}, column {name}")
     return table
 
 
@@ -174,4 +181,5 @@ def scores(table: pa.Table, split: str, *, model: str | None = None, labels: Seq
         groups=groups,
         kind=kind_of(table),
         model=str(models[0]),
+        y_answer=matrix(Y_ANSWER.name) if Y_ANSWER.name in frame else None,
     )

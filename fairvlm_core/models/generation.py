@@ -25,7 +25,7 @@ def answers_in_words(model: Any) -> bool:
 
 
 def prompts(vlm: VLM) -> list[tuple[int, ...]]:
-    """Token ids of what is asked of each image, up to where the answer begins: one per label, or one for all options."""
+    """Token ids of what is asked of an image, up to where the answer begins: one per label, or one for all options."""
     return list(dict.fromkeys(turn.ids[: turn.answer] for turn in vlm.turns()))
 
 

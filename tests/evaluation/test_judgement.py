@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import generated_predictions as generated
 import numpy as np
+import pyarrow as pa
 import pytest
 from sklearn import metrics as sklearn_metrics
 
+from fairvlm_core.errors import PredictionsError
 from fairvlm_core.evaluation import metrics
 from fairvlm_core.evaluation.judgement import judge
 from fairvlm_core.evaluation.predictions import read_predictions, scores, write_predictions
@@ -115,3 +118,72 @@ def test_judgement_survives_the_file(tmp_path):
     given = scores(read_predictions(path), "test")
     assert given.kind == "multiclass"
     assert judge(decided(given, {}))["overall"] == judged("multiclass")[1]["overall"]
+
+
+def answered(kind: str, seed: int = 0):
+    """Predictions whose model also answered: mostly right, sometimes undecided (a whole image in multi-class)."""
+    given, _ = judged(kind)
+    rng = np.random.default_rng(seed)
+    truth = np.nan_to_num(given.y_true)
+    if kind == "multiclass":
+        wrong = rng.random(len(truth)) < 0.3
+        answer = np.where(wrong[:, None], np.eye(truth.shape[1])[rng.integers(truth.shape[1], size=len(truth))], truth)
+        answer[rng.random(len(truth)) < 0.2] = np.nan
+    else:
+        answer = np.where(rng.random(truth.shape) < 0.3, 1 - truth, truth)
+        answer[rng.random(truth.shape) < 0.2] = np.nan
+    return dataclasses.replace(given, y_answer=answer)
+
+
+@pytest.mark.parametrize("kind", ["binary", "multiclass", "multilabel"])
+def test_answers_are_judged_as_a_plain_loop_counts_them(kind):
+    given = answered(kind)
+    found = judge(given)["answers"]
+    assert "answers" not in judged(kind)[1]
+    questions = []  # (image, answer, truth, decision), each a class, 0 or 1, or None
+    for i in range(len(given.sample_ids)):
+        rows = (given.y_answer[i], given.y_true[i], given.y_pred[i])
+        if kind == "multiclass":
+            questions.append((i, *(None if np.isnan(row).any() else int(np.argmax(row)) for row in rows)))
+        else:
+            questions += [(i, *(None if np.isnan(v) else int(v) for v in cell)) for cell in zip(*rows, strict=True)]
+    known = [(answer, truth) for _, answer, truth, _ in questions if truth is not None]
+    decided = [(answer, decision) for _, answer, _, decision in questions if answer is not None]
+    certain = [answer == truth for answer, truth in known if answer is not None]
+    expected = {
+        "accuracy": np.mean([answer == truth for answer, truth in known]),
+        "accuracy_decided": np.mean(certain),
+        "undecided": 1 - len(decided) / len(questions),
+        "agreement": np.mean([answer == decision for answer, decision in decided]),
+    }
+    assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-6)
+    assert 0.1 < found["undecided"] < 0.3
+    women = [q for q in questions if given.groups["sex"][q[0]] == "female"]
+    group = found["attributes"]["sex"]["female"]
+    assert group["undecided"] == pytest.approx(np.mean([q[1] is None for q in women]), abs=1e-6)
+    assert group["accuracy"] == pytest.approx(np.mean([q[1] == q[2] for q in women if q[2] is not None]), abs=1e-6)
+    small = found["attributes"]["race"]["Pacific Islander"]
+    assert small == {"n": "<10", "accuracy": None, "undecided": None}
+
+
+def test_answers_that_are_all_undecided_have_no_accuracy_of_the_decided():
+    given, _ = judged("binary")
+    found = judge(dataclasses.replace(given, y_answer=np.full(given.y_true.shape, np.nan)))["answers"]
+    assert found["undecided"] == 1
+    assert found["accuracy"] == 0
+    assert found["accuracy_decided"] is None
+    assert found["agreement"] is None
+
+
+def test_answers_survive_the_file_and_wrong_ones_are_refused(tmp_path):
+    table = generated.table("binary")
+    values = [None, 0, 1] * (len(table) // 3)
+    path = tmp_path / "predictions.parquet"
+    write_predictions(table.append_column("y_answer", pa.array(values, pa.int8())), path, kind="binary")
+    read = read_predictions(path)
+    assert read.column("y_answer").to_pylist() == values
+    assert scores(read, "validation").y_answer[:3, 0].tolist() == pytest.approx([np.nan, 0, 1], nan_ok=True)
+    assert scores(generated.table("binary"), "test").y_answer is None
+    write_predictions(table.append_column("y_answer", pa.array([2] * len(table), pa.int8())), path, kind="binary")
+    with pytest.raises(PredictionsError, match="An answer is neither 0, 1 nor empty"):
+        read_predictions(path)

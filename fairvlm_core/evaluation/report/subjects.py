@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from fairvlm_core.errors import PredictionsError
 from fairvlm_core.evaluation.judgement import judge, with_intersection
 from fairvlm_core.evaluation.metrics import roc_curve
-from fairvlm_core.evaluation.predictions import Scores, kind_of, scores
+from fairvlm_core.evaluation.predictions import Y_ANSWER, Scores, kind_of, scores
 from fairvlm_core.evaluation.thresholds import DEFAULT, decided, tune
 
 GRID = np.linspace(0, 1, 101)
@@ -125,8 +125,15 @@ def _models(table: pa.Table) -> list[tuple[str, pa.Table]]:
     """Each model's rows; several seeds of one model are several models."""
     table = table.replace_schema_metadata({**(table.schema.metadata or {}), b"fairvlm.kind": kind_of(table).encode()})
     found = []
-    for model in pc.unique(table.column("model")).to_pylist():
+    models = pc.unique(table.column("model")).to_pylist()
+    for model in models:
         rows = table.filter(pc.equal(table.column("model"), model))
+        if (
+            len(models) > 1
+            and Y_ANSWER.name in rows.column_names
+            and rows.column(Y_ANSWER.name).null_count == len(rows)
+        ):
+            rows = rows.drop_columns([Y_ANSWER.name])  # only other models of this file were asked in words
         seeds = pc.unique(rows.column("seed")).to_pylist()
         if len(seeds) < 2:
             found.append((model, rows))
