@@ -37,8 +37,10 @@ from fairvlm_core.steps import fair_moe, stage1, stage2
 from fairvlm_core.steps.stratify import Config as StratifyConfig
 from fairvlm_core.training.batches import augment, read_samples
 from fairvlm_core.training.engine import Schedule
+from fairvlm_core.training.fairmed import train_stage1, train_stage2
+from fairvlm_core.training.fairmoe import train_fair_moe
+from fairvlm_core.training.job import Job
 from fairvlm_core.training.objectives import Batch, conversation, demographics_of, texts_for
-from fairvlm_core.training.stages import Job, train_fair_moe, train_stage1, train_stage2
 
 TABLE = Path(__file__).with_suffix(".md")
 SIZE = 64  # pixels, as in params.yaml
@@ -91,12 +93,15 @@ class Watched(Job):
         full = [batch for batch in self.epoch(0) if len(batch.indices) == self.batch_size]
         return full[i % len(full)]
 
-    def fit(self, parameters: Any, schedule: Schedule, losses: Any, score: Any, name: str) -> list:
-        update = optimiser(parameters.values(), schedule)
+    def fit(
+        self, parameters: Any, schedule: Schedule, gradients: Any, score: Any, name: str, buffers: Any = None
+    ) -> list:
+        clear, update = optimiser(parameters.values(), schedule)
 
         def step(i: int) -> dict[str, Any]:
-            terms = losses(self.batch(i), generator(i))
-            update(terms["loss"])
+            clear()
+            terms = gradients(self.batch(i), generator(i))
+            update()
             return terms
 
         self.phases[name] = step
@@ -107,18 +112,16 @@ def generator(i: int) -> torch.Generator:
     return torch.Generator().manual_seed(i)
 
 
-def optimiser(parameters: Any, schedule: Schedule) -> Callable[[Tensor], None]:
-    """Backward, clipping and AdamW as in the training loop; the same for ours and the peer's."""
+def optimiser(parameters: Any, schedule: Schedule) -> tuple[Callable[[], None], Callable[[], None]]:
+    """Clearing the gradients, and clipping with AdamW, as in the training loop; the same for ours and the peer's."""
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     adam = torch.optim.AdamW(trained, lr=schedule.learning_rate, weight_decay=schedule.weight_decay)
 
-    def update(loss: Tensor) -> None:
-        adam.zero_grad(set_to_none=True)
-        loss.backward()
+    def update() -> None:
         nn.utils.clip_grad_norm_(trained, schedule.clip)
         adam.step()
 
-    return update
+    return lambda: adam.zero_grad(set_to_none=True), update
 
 
 def races(folder: Path, *, pictures: int, patients: int, batch_size: int) -> list[Race]:
@@ -208,14 +211,16 @@ def llava_race(name: str, peer: str, job: Watched, folder: Path, *, tower: bool)
         step = job.phases["instruction_tuning"]
     theirs.add_adapter(rank=config.lora_rank, alpha=config.lora_alpha, tower=tower)
     theirs.llava.train()
-    update = optimiser(theirs.llava.parameters(), Schedule(config.epochs, config.learning_rate))
+    clear, update = optimiser(theirs.llava.parameters(), Schedule(config.epochs, config.learning_rate))
 
     def plain(i: int) -> Tensor:
         batch, random = job.batch(i), generator(i)
         images = pixels(augment(job.train.images(batch.indices), batch.repeated, random), theirs.mean, theirs.std)
         asked = demographics_of(job.train, batch.indices, config.demographic_dropout, random)
         loss = theirs.llava(**plain_batch(theirs, images, job, batch, asked)).loss
-        update(loss)
+        clear()
+        loss.backward()
+        update()
         return loss
 
     return Race(name, peer, step, plain, job.batch_size)
@@ -250,7 +255,7 @@ def clip_race(name: str, peer: str, job: Watched, folder: Path) -> Race:
     clip, tokenizer = CLIPModel.from_pretrained(folder / "dual"), AutoTokenizer.from_pretrained(folder / "dual")
     clip.train()
     mean, std = (torch.tensor(values).reshape(3, 1, 1) for values in (tiny.MEAN, tiny.STD))
-    update = optimiser(clip.parameters(), Schedule(config.epochs, config.learning_rate, config.weight_decay))
+    clear, update = optimiser(clip.parameters(), Schedule(config.epochs, config.learning_rate, config.weight_decay))
 
     def plain(i: int) -> Tensor:
         batch, random = job.batch(i), generator(i)
@@ -258,7 +263,9 @@ def clip_race(name: str, peer: str, job: Watched, folder: Path) -> Race:
         images = pixels(augment(job.train.images(batch.indices), batch.repeated, random), mean, std)
         tokens = tokenizer(texts, padding=True, truncation=True, return_tensors="pt", return_token_type_ids=False)
         loss = clip(pixel_values=images, **tokens, return_loss=True).loss
-        update(loss)
+        clear()
+        loss.backward()
+        update()
         return loss
 
     return Race(name, peer, job.phases["fair_moe"], plain, job.batch_size)

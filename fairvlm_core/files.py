@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -57,21 +58,31 @@ def read_json(path: Path, *, made_by: str) -> Any:
 
 @contextmanager
 def folder_written(path: Path) -> Iterator[Path]:
-    """Give a fresh `<path>.partial` folder to fill, and put it in the place of `path` only when the block ends well."""
-    partial = path.with_name(path.name + ".partial")
+    """Give a fresh `<path>.partial` folder to fill, and put it in the place of `path` only when the block ends well.
+
+    Of several processes that do the same work, the first one's folder is kept and the others' are thrown away.
+    """
+    rank = process_rank()
+    partial = path.with_name(f"{path.name}.rank{rank}.partial" if rank else f"{path.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         yield partial
-        shutil.rmtree(path, ignore_errors=True)
-        os.replace(partial, path)
+        if rank == 0:
+            shutil.rmtree(path, ignore_errors=True)
+            os.replace(partial, path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def process_rank() -> int:
+    """Number of this process among those that torchrun started for one training run; 0 when alone."""
+    return int(os.environ.get("RANK", "0"))
+
+
 def checkpoint_folder(out: Path) -> Path:
     """Where a step that writes `out` keeps what it can resume from: beside `out`, so that it outlives a killed run."""
-    return out.with_name(out.name.removesuffix(".partial") + ".checkpoint")
+    return out.with_name(re.sub(r"(\.rank\d+)?\.partial$", "", out.name) + ".checkpoint")
 
 
 def fingerprint(config: Mapping[str, Any], inputs: Mapping[str, Path]) -> str:

@@ -9,16 +9,33 @@ from torch.nn import functional as F
 from fairvlm_core.losses.pairs import as_float, full_precision
 
 IGNORED = -100
+EMPTY = 1e-12  # a total of nothing: the mean is then 0, not 0/0
+
+
+def _mean(terms: Tensor, known: Tensor, weights: Tensor | None, total: float | None) -> Tensor:
+    """Weighted mean of the known terms [...]; weights [n] belong to their rows. 0 where nothing is known."""
+    terms = terms.masked_fill(~known, 0.0)
+    each = known.to(terms)
+    if weights is not None:
+        if weights.shape != terms.shape[:1]:
+            raise ValueError(f"weights must be [n] with n = {len(terms)}, not {list(weights.shape)}.")
+        each = each * weights.to(terms).view(-1, *[1] * (terms.ndim - 1))
+    return (terms * each).sum() / (each.sum() if total is None else terms.new_tensor(total)).clamp_min(EMPTY)
 
 
 @full_precision
-def instruction_loss(logits: Tensor, targets: Tensor) -> Tensor:
+def instruction_loss(
+    logits: Tensor, targets: Tensor, *, weights: Tensor | None = None, total: float | None = None
+) -> Tensor:
     """Next-token cross-entropy on the answer tokens (L_inst, FairMed-VLM, stage 1).
 
     Args:
         logits: [A, V], what the model said where it predicts each answer token; the packing of questions gives these
             rows alone, so logits of prompt, image and padding (gigabytes of them) are never computed.
         targets: [A] the answer's token ids; -100 takes no part.
+        weights: [A], how much each token counts; by default all count 1.
+        total: what the weighted sum is divided by. By default the weights of the tokens that take part; a part of a
+            batch passes that of the whole batch, and then the parts' losses add up to the batch's.
 
     Returns:
         Scalar, the mean over the answer tokens of the batch; 0 where there is none.
@@ -28,10 +45,10 @@ def instruction_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """
     if logits.ndim != 2 or targets.shape != logits.shape[:1]:
         raise ValueError(f"logits must be [A, V] and targets [A], not {list(logits.shape)} and {list(targets.shape)}.")
+    (rows,) = as_float(logits)
     targets = targets.to(logits.device)
-    told = targets != IGNORED
-    (rows,) = as_float(logits[told])
-    return F.cross_entropy(rows, targets[told], reduction="sum") / told.sum().clamp_min(1)
+    terms = F.cross_entropy(rows, targets, reduction="none", ignore_index=IGNORED)
+    return _mean(terms, targets != IGNORED, weights, total)
 
 
 def yes_no_log_odds(logits: Tensor, yes_id: int, no_id: int) -> Tensor:
@@ -57,12 +74,15 @@ def yes_no_scores(logits: Tensor, yes_id: int, no_id: int) -> Tensor:
 
 
 @full_precision
-def answer_bce(log_odds: Tensor, labels: Tensor) -> Tensor:
+def answer_bce(
+    log_odds: Tensor, labels: Tensor, *, weights: Tensor | None = None, total: float | None = None
+) -> Tensor:
     """Binary cross-entropy over the findings (L_qa, FairMed-VLM, stage 1).
 
     Args:
         log_odds: [n, L], see `yes_no_log_odds`.
         labels: [n, L], 1 present, 0 absent, NaN unknown (negative values too).
+        weights, total: as in `instruction_loss`, with weights [n].
 
     Returns:
         Scalar, the mean over the known labels; 0 where there is none.
@@ -77,7 +97,7 @@ def answer_bce(log_odds: Tensor, labels: Tensor) -> Tensor:
     known = labels >= 0
     targets = torch.where(known, labels, 0).to(log_odds.dtype)
     terms = F.binary_cross_entropy_with_logits(log_odds, targets, reduction="none")
-    return terms.masked_fill(~known, 0.0).sum() / known.sum().clamp_min(1)
+    return _mean(terms, known, weights, total)
 
 
 def _per_token(log_likelihoods: Tensor, lengths: Tensor) -> Tensor:
@@ -109,13 +129,21 @@ def option_scores(log_likelihoods: Tensor, lengths: Tensor) -> Tensor:
     return _per_token(log_likelihoods, lengths).softmax(-1)
 
 
-def option_cross_entropy(log_likelihoods: Tensor, lengths: Tensor, labels: Tensor) -> Tensor:
+def option_cross_entropy(
+    log_likelihoods: Tensor,
+    lengths: Tensor,
+    labels: Tensor,
+    *,
+    weights: Tensor | None = None,
+    total: float | None = None,
+) -> Tensor:
     """Cross-entropy of `option_scores` (L_qa of a single-label task, FairMed-VLM, stage 1).
 
     Args:
         log_likelihoods: [n, O].
         lengths: [O] or [n, O].
         labels: [n] int, the right option; negative = unknown.
+        weights, total: as in `instruction_loss`, with weights [n].
 
     Returns:
         Scalar, the mean over the known labels; 0 where there is none.
@@ -130,4 +158,5 @@ def option_cross_entropy(log_likelihoods: Tensor, lengths: Tensor, labels: Tenso
     if bool((labels >= scores.shape[1]).any()):
         raise ValueError(f"labels must be below the number of options, {scores.shape[1]}.")
     known = labels >= 0
-    return F.cross_entropy(scores[known], labels[known].long(), reduction="sum") / known.sum().clamp_min(1)
+    terms = F.cross_entropy(scores, torch.where(known, labels, 0).long(), reduction="none")
+    return _mean(terms, known, weights, total)

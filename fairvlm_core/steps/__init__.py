@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import os
 import shutil
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from fairvlm_core.errors import ConfigError, FairVLMError, nearest
-from fairvlm_core.files import checkpoint_folder, folder_written, write_json
+from fairvlm_core.files import checkpoint_folder, folder_written, process_rank, write_json
 
 STEPS = (
     "ingest",
@@ -33,6 +35,8 @@ STEPS = (
     "compare",
     "register",
 )
+# A batch of these is shared by the processes that torchrun started.
+SEVERAL_PROCESSES = ("stage1", "stage2")
 
 
 def step_module(name: str) -> ModuleType:
@@ -71,12 +75,27 @@ def execute(name: str, config: Any, inputs: Mapping[str, Path | None], outputs: 
             )
     out = Path(outputs["out"]).absolute()
     _refuse_to_replace(out, given)
-    with folder_written(out) as partial:
+    with folder_written(out) as partial, _together(name):
         metrics = module.run(config, given, {"out": partial})
         write_json(partial / "config.json", dataclasses.asdict(config))
         write_json(partial / "metrics.json", metrics)
-    shutil.rmtree(checkpoint_folder(out), ignore_errors=True)
+    if process_rank() == 0:
+        shutil.rmtree(checkpoint_folder(out), ignore_errors=True)
     return metrics
+
+
+def _together(name: str) -> AbstractContextManager[None]:
+    """Where torchrun started several processes, they meet for the length of the step."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return nullcontext()
+    if name not in SEVERAL_PROCESSES:
+        raise ConfigError(
+            f"The step {name} runs in one process, and torchrun started {os.environ['WORLD_SIZE']}.",
+            mend=f"Run `fairvlm {name}` without torchrun; {' and '.join(SEVERAL_PROCESSES)} take several.",
+        )
+    from fairvlm_core.training.ranks import joined
+
+    return joined()
 
 
 def _refuse_to_replace(out: Path, inputs: Mapping[str, Path]) -> None:

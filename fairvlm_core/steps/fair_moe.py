@@ -50,7 +50,7 @@ def run(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path])
 
     from fairvlm_core.models import base_path
     from fairvlm_core.models.dual import Experts, load_base, save
-    from fairvlm_core.training.stages import train_fair_moe
+    from fairvlm_core.training.fairmoe import train_fair_moe
 
     job = begin(config, inputs, outputs, read=("cohort", "base"))
     experts = Experts(config.experts, config.top_k, config.capacity, config.gate)

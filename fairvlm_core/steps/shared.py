@@ -12,7 +12,7 @@ from fairvlm_core.config import Port, check, option
 from fairvlm_core.evaluation import CRITERIA
 
 if TYPE_CHECKING:
-    from fairvlm_core.training.stages import Job
+    from fairvlm_core.training.job import Job
 
 TRAINING_INPUTS = {
     "cohort": Port("Folder that stratify wrote."),
@@ -53,6 +53,9 @@ class TaskConfig(TrainingConfig):
     demographic_dropout: float = option(0.5, "Share of the demographic prompts that is left out.", low=0, high=1)
     lora_rank: int = option(32, "Rank of the LoRA matrices.", low=1)
     lora_alpha: int = option(64, "Scale of the LoRA matrices.", low=1)
+    micro_batch: int = option(
+        0, "Images that the language model takes at once; the losses still see the batch whole. 0: all.", low=0
+    )
 
 
 def begin(
@@ -65,7 +68,7 @@ def begin(
     """
     from fairvlm_core.files import checkpoint_folder, fingerprint
     from fairvlm_core.training.batches import read_samples
-    from fairvlm_core.training.stages import Job
+    from fairvlm_core.training.job import Job
 
     splits = {
         split: read_samples(inputs["cohort"], inputs["images"], split, config.attributes)

@@ -41,7 +41,7 @@ def run(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path])
 
     from fairvlm_core.models import base_path
     from fairvlm_core.models.vlm import load_base, save
-    from fairvlm_core.training.stages import train_stage1
+    from fairvlm_core.training.fairmed import train_stage1
 
     job = begin(config, inputs, outputs, read=("cohort", "base"))
     vlm = load_base(base_path(inputs["base"], "vlm"), job.train.task, job.train.store.size)

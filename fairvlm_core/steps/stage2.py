@@ -35,7 +35,7 @@ def run(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path])
 
     from fairvlm_core.models import base_path, describe
     from fairvlm_core.models.vlm import load, save
-    from fairvlm_core.training.stages import train_stage2
+    from fairvlm_core.training.fairmed import train_stage2
 
     job = begin(config, inputs, outputs, read=("cohort", "base", "stage1"))
     vlm = load(inputs["stage1"], base_path(inputs["base"], "vlm"), describe(inputs["stage1"]))

@@ -121,22 +121,28 @@ def stratified_batches(stratum: np.ndarray, size: int, rng: np.random.Generator)
     return [order[start : start + size] for start in range(0, len(order), size)]
 
 
-def augment(images: np.ndarray, chosen: np.ndarray, generator: torch.Generator) -> Tensor:
-    """Images in 0..1, float32 [n, 3, S, S]; the chosen ones with colour jitter and a rotation of at most 10 degrees."""
+def augment(images: np.ndarray, chosen: np.ndarray, generator: torch.Generator, part: slice | None = None) -> Tensor:
+    """Images in 0..1, float32 [m, 3, S, S]; the chosen ones with colour jitter and a rotation of at most 10 degrees.
+
+    Args:
+        images: uint8 [m, S, S, 3], the images `part` of a batch of n (by default all).
+        chosen: bool [n]. What is drawn is drawn for the whole batch, so that an image's does not depend on the part.
+    """
     out = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
-    which = torch.from_numpy(np.flatnonzero(chosen))
-    if not len(which):
-        return out
+    part = part or slice(0, len(chosen))
+    which = torch.from_numpy(np.flatnonzero(chosen[part]))
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
-        return low + (high - low) * torch.rand(len(which), *shape, generator=generator)
+        return (low + (high - low) * torch.rand(len(chosen), *shape, generator=generator))[part][which]
 
     angle = uniform(-10, 10) * math.pi / 180
+    contrast, light = uniform(0.9, 1.1, 1, 1, 1), uniform(0.9, 1.1, 3, 1, 1)
+    if not len(which):
+        return out
     zero = torch.zeros_like(angle)
     turn = torch.stack([angle.cos(), -angle.sin(), zero, angle.sin(), angle.cos(), zero], 1).view(-1, 2, 3)
     grid = F.affine_grid(turn, [len(which), *out.shape[1:]], align_corners=False)
     turned = F.grid_sample(out[which], grid, padding_mode="border", align_corners=False)
     mean = turned.mean((1, 2, 3), keepdim=True)
-    contrast, light = uniform(0.9, 1.1, 1, 1, 1), uniform(0.9, 1.1, 3, 1, 1)
     out[which] = (((turned - mean) * contrast + mean) * light).clamp(0, 1)
     return out

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from fairvlm_core.errors import FairVLMError
 from fairvlm_core.files import written
+from fairvlm_core.training import ranks
 
 CHECKPOINT_EVERY = 25  # optimiser steps
 
@@ -46,28 +47,31 @@ def fit(
     *,
     schedule: Schedule,
     batches: Callable[[int], Sequence[Any]],
-    losses: Callable[[Any, torch.Generator], dict[str, Tensor | float]],
+    gradients: Callable[[Any, torch.Generator], dict[str, Tensor | float]],
     validate: Callable[[], dict[str, float]] | None,
     checkpoint: Path,
     key: str,
     seed: int,
     label: str,
+    buffers: dict[str, Tensor] | None = None,
 ) -> list[dict[str, float]]:
     """Train in place; the parameters end at the epoch with the best validation score, without validation at the last.
 
     Args:
         parameters: what is trained, by name.
         batches: epoch -> the epoch's batches; the same epoch must give the same batches, and all epochs equally many.
-        losses: batch, generator -> terms by name; "loss" is the one that is minimised, all are logged.
+        gradients: batch, generator -> terms by name, all of which are logged; it leaves the gradient of "loss" in the
+            parameters (see `one_pass`).
         validate: -> figures by name; "score" (higher is better) selects the epoch.
         checkpoint: file to resume from; it is replaced every few steps.
         key: fingerprint of config and inputs; a checkpoint of another run is not resumed.
+        buffers: tensors that `gradients` changes in place and that a resumed run must find as they were.
 
     Returns:
         One mapping per epoch: mean of each loss term, and the validation figures.
 
     Raises:
-        FairVLMError: when the loss is not finite.
+        FairVLMError: when a term or the gradient is not finite; the last checkpoint stays.
     """
     from fairvlm_core.progress import track
 
@@ -75,9 +79,11 @@ def fit(
     optimizer = torch.optim.AdamW(named.values(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay)
     per_epoch = len(batches(0))
     steps = per_epoch * schedule.epochs
-    state = _resume(checkpoint, key, named, optimizer)
+    buffers = buffers or {}
+    state = _resume(checkpoint, key, named, buffers, optimizer)
     best: dict[str, Tensor] = state.pop("best")
-    if state["step"]:
+    ranks.wait()  # or the first rank could replace the file that another is about to read
+    if state["step"] and ranks.rank() == 0:
         print(f"{label}: resuming at step {state['step']} of {steps}.", flush=True)
 
     current: Sequence[Any] = []
@@ -88,23 +94,25 @@ def fit(
             current = batches(epoch)
         torch.manual_seed(seed * 1_000_003 + step)
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-        terms = losses(current[place], generator)
-        loss = terms["loss"]
-        assert isinstance(loss, Tensor)
-        if not torch.isfinite(loss):
+        optimizer.zero_grad(set_to_none=True)
+        terms = gradients(current[place], generator)
+        terms["gradient_norm"] = nn.utils.clip_grad_norm_(named.values(), schedule.clip)
+        figures = {name: float(value.detach() if isinstance(value, Tensor) else value) for name, value in terms.items()}
+        wrong = [name for name, value in figures.items() if not math.isfinite(value)]
+        if wrong:
+            # The sum and the gradient go wrong with any term; the term itself is what one wants to know.
+            cause = min(wrong, key=("gradient_norm", "loss").__contains__)
             raise FairVLMError(
-                f"The loss is not finite at step {step} of {label}.",
-                mend="Lower the learning rate, or raise the temperature.",
+                f"{label} stops: the term {cause} is not finite in epoch {epoch + 1}, batch {place + 1}.",
+                where=f"the checkpoint before it is {checkpoint}" if checkpoint.exists() else "",
+                mend="Lower the learning rate, or raise the temperature, and run the step again.",
             )
         for group in optimizer.param_groups:
             group["lr"] = schedule.rate(step, steps)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(named.values(), schedule.clip)
         optimizer.step()
         sums = state["sums"]
-        for name, value in {**terms, "gradient_norm": norm}.items():
-            sums[name] = sums.get(name, 0.0) + float(value.detach() if isinstance(value, Tensor) else value)
+        for name, value in figures.items():
+            sums[name] = sums.get(name, 0.0) + value
         state["step"] = step + 1
         ends = place == per_epoch - 1
         if ends:
@@ -114,22 +122,44 @@ def fit(
             if "score" not in figures or figures["score"] > state["best_score"]:
                 state["best_score"] = figures.get("score", 0.0)
                 best = {name: parameter.detach().clone() for name, parameter in named.items()}
-        if ends or state["step"] % CHECKPOINT_EVERY == 0:
-            _save(checkpoint, key, state, named, optimizer, best)
+        if ranks.rank() == 0 and (ends or state["step"] % CHECKPOINT_EVERY == 0):
+            _save(checkpoint, key, state, named, buffers, optimizer, best)
     with torch.no_grad():
-        for name, value in best.items():
-            named[name].copy_(value)
+        for name, chosen in best.items():
+            named[name].copy_(chosen)
     return state["history"]
 
 
+def one_pass(
+    losses: Callable[[Any, torch.Generator], dict[str, Tensor | float]],
+) -> Callable[[Any, torch.Generator], dict[str, Tensor | float]]:
+    """The gradients of a loss that is computed at once: `losses` gives the terms, "loss" among them with its graph."""
+
+    def gradients(batch: Any, generator: torch.Generator) -> dict[str, Tensor | float]:
+        terms = losses(batch, generator)
+        loss = terms["loss"]
+        assert isinstance(loss, Tensor)
+        loss.backward()
+        return terms
+
+    return gradients
+
+
 def _save(
-    path: Path, key: str, state: dict[str, Any], named: dict[str, nn.Parameter], optimizer, best: dict[str, Tensor]
+    path: Path,
+    key: str,
+    state: dict[str, Any],
+    named: dict[str, nn.Parameter],
+    buffers: dict[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+    best: dict[str, Tensor],
 ) -> None:
     """One safetensors file holds it all, so that it is replaced as a whole or not at all."""
     from safetensors.torch import save_file
 
     tensors = {f"now/{name}": parameter.detach() for name, parameter in named.items()}
     tensors |= {f"best/{name}": value for name, value in best.items()}
+    tensors |= {f"buffer/{name}": value for name, value in buffers.items()}
     for name, parameter in named.items():
         tensors |= {f"adam/{name}/{part}": value for part, value in optimizer.state[parameter].items()}
     tensors = {name: value.cpu().contiguous() for name, value in tensors.items()}
@@ -137,7 +167,13 @@ def _save(
         save_file(tensors, partial, metadata={"key": key, "state": json.dumps(state)})
 
 
-def _resume(path: Path, key: str, named: dict[str, nn.Parameter], optimizer) -> dict[str, Any]:
+def _resume(
+    path: Path,
+    key: str,
+    named: dict[str, nn.Parameter],
+    buffers: dict[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+) -> dict[str, Any]:
     from safetensors import safe_open
 
     fresh: dict[str, Any] = {"step": 0, "history": [], "sums": {}, "best_score": -math.inf, "best": {}}
@@ -157,6 +193,8 @@ def _resume(path: Path, key: str, named: dict[str, nn.Parameter], optimizer) -> 
                 for full, value in tensors.items()
                 if full.startswith(prefix)
             }
+        for name, value in buffers.items():
+            value.copy_(tensors[f"buffer/{name}"])
     best = {name.removeprefix("best/"): value for name, value in tensors.items() if name.startswith("best/")}
     return {**json.loads(metadata["state"]), "best": best}
 

@@ -49,10 +49,10 @@ def concept_targets(vlm: VLM, labels: Tensor) -> tuple[list[str], Tensor]:
     return list(task.concepts), labels == 1
 
 
-def concept_loss(vlm: VLM, image_tokens: Tensor, labels: Tensor) -> Tensor:
-    """L_concept: the pooled image tokens against the phrases' embeddings."""
+def concept_loss(vlm: VLM, z: Tensor, labels: Tensor) -> Tensor:
+    """L_concept: z, the pooled image tokens [n, d], against the phrases' embeddings."""
     phrases, positives = concept_targets(vlm, labels)
-    return concept_alignment(image_tokens.mean(1).float(), vlm.concept_embeddings(phrases).float(), positives)
+    return concept_alignment(z.float(), vlm.concept_embeddings(phrases).float(), positives)
 
 
 def conversation(vlm: VLM, labels: np.ndarray, note: str | None, demographics: str) -> tuple[list[Turn], list[bool]]:
@@ -78,21 +78,78 @@ def conversation(vlm: VLM, labels: np.ndarray, note: str | None, demographics: s
     return turns, learnt
 
 
-def answer_losses(
-    vlm: VLM, image_tokens: Tensor, labels: np.ndarray, notes: Sequence[str | None], demographics: Sequence[str]
-) -> tuple[Tensor, Tensor]:
-    """L_inst and L_qa of one batch, from a single forward pass (FairMed-VLM, Stage 1)."""
+@dataclass(frozen=True)
+class Conversations:
+    """What a batch of n images is asked, and how much each image counts.
+
+    Attributes:
+        turns: per image, its sequences: those of the L questions or options first.
+        learnt: per image and sequence, whether the model must learn to say the answer.
+        weights: float32 [n].
+    """
+
+    turns: list[list[Turn]]
+    learnt: list[list[bool]]
+    weights: Tensor
+
+    def __getitem__(self, part: slice) -> Conversations:
+        return Conversations(self.turns[part], self.learnt[part], self.weights[part])
+
+
+def converse(
+    vlm: VLM,
+    labels: np.ndarray,
+    notes: Sequence[str | None],
+    demographics: Sequence[str],
+    weights: Tensor | None = None,
+) -> Conversations:
+    """The conversations of a batch; each image counts 1 where no weights are given."""
     asked = [conversation(vlm, *one) for one in zip(labels, notes, demographics, strict=True)]
-    packed = pack([turns for turns, _ in asked]).to(image_tokens.device)
-    learnt = torch.tensor([flag for _, flags in asked for flag in flags], device=image_tokens.device)
+    weights = torch.ones(len(labels)) if weights is None else weights
+    return Conversations([turns for turns, _ in asked], [learnt for _, learnt in asked], weights)
+
+
+def answer_totals(asked: Conversations, labels: np.ndarray, kind: str) -> tuple[float, float]:
+    """What L_inst and L_qa of a whole batch are divided by: weighted answer tokens, and weighted known answers."""
+    tokens = [
+        sum(len(turn.ids) - turn.answer for turn, told in zip(turns, learnt, strict=True) if told)
+        for turns, learnt in zip(asked.turns, asked.learnt, strict=True)
+    ]
+    unknown = np.isnan(labels)
+    known = ~unknown.any(1) if kind == "multiclass" else (~unknown).sum(1)
+    weights = asked.weights.double()
+    return float(weights @ torch.tensor(tokens).double()), float(weights @ torch.from_numpy(known).double())
+
+
+def answer_losses(
+    vlm: VLM,
+    image_tokens: Tensor,
+    labels: np.ndarray,
+    asked: Conversations,
+    totals: tuple[float, float] | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """L_inst and L_qa, and what L_qa was computed from, in a single forward pass (FairMed-VLM, Stage 1).
+
+    Args:
+        totals: `answer_totals` of the batch of which these images are a part; by default they are all of it.
+
+    Returns:
+        L_inst, L_qa, and [n, L]: log-odds of yes per label, or log-likelihoods per token of the options (multiclass).
+    """
+    packed = pack(asked.turns).to(image_tokens.device)
+    learnt = torch.tensor([flag for flags in asked.learnt for flag in flags], device=image_tokens.device)
     logits = vlm.answer_logits(image_tokens, packed)
+    by_tokens, by_answers = totals if totals is not None else answer_totals(asked, labels, vlm.task.kind)
+    weights = asked.weights.to(logits)
 
     told = learnt[packed.sequence]
-    instruction = instruction_loss(logits[told], packed.target[told])
+    instruction = instruction_loss(
+        logits[told], packed.target[told], weights=weights[packed.row[told]], total=by_tokens
+    )
 
     # Sequences of each image begin with its L questions or options; a note comes after them.
     width = labels.shape[1]
-    counts = torch.tensor([len(turns) for turns, _ in asked])
+    counts = torch.tensor([len(turns) for turns in asked.turns])
     first = torch.cumsum(counts, 0) - counts
     scored = (first[:, None] + torch.arange(width)).to(image_tokens.device)
     known = torch.from_numpy(labels).to(image_tokens.device)
@@ -100,10 +157,13 @@ def answer_losses(
         chosen = logits.log_softmax(-1).gather(1, packed.target[:, None])[:, 0]
         likelihood = torch.zeros(len(packed.lengths), device=logits.device).index_add(0, packed.sequence, chosen)
         right = torch.where(known.isnan().any(1), -1, known.nan_to_num().argmax(1))
-        return instruction, option_cross_entropy(likelihood[scored], packed.lengths[scored], right)
+        options, lengths = likelihood[scored], packed.lengths[scored]
+        answers = option_cross_entropy(options, lengths, right, weights=weights, total=by_answers)
+        return instruction, answers, options / lengths
     starts = (torch.cumsum(packed.lengths, 0) - packed.lengths)[scored]
     yes, no = vlm.yes_no
-    return instruction, answer_bce(logits[starts, yes] - logits[starts, no], known)
+    log_odds = logits[starts, yes] - logits[starts, no]
+    return instruction, answer_bce(log_odds, known, weights=weights, total=by_answers), log_odds
 
 
 def demographics_of(samples: Samples, indices: np.ndarray, dropout: float, generator: torch.Generator) -> list[str]:

@@ -10,7 +10,7 @@ from torch import nn
 
 from fairvlm_core.errors import FairVLMError
 from fairvlm_core.training import engine
-from fairvlm_core.training.engine import Schedule, fit
+from fairvlm_core.training.engine import Schedule, fit, one_pass
 
 
 class Stopped(Exception):
@@ -42,7 +42,7 @@ def problem(checkpoint, *, stop_at=None, key="run", epochs=4, scores=None, rate=
         dict(model.named_parameters()),
         schedule=Schedule(epochs, rate),
         batches=batches,
-        losses=losses,
+        gradients=one_pass(losses),
         validate=(lambda: {"auc": (v := next(values)), "score": v}) if scores else None,
         checkpoint=checkpoint,
         key=key,
@@ -98,21 +98,29 @@ def test_the_best_epoch_on_validation_is_kept(tmp_path):
     assert [epoch["score"] for epoch in history] == [0.5, 0.9, 0.6, 0.9]
 
 
-def test_a_loss_that_explodes_is_told(tmp_path):
+def test_a_loss_that_explodes_is_told_and_the_last_checkpoint_stays(tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "CHECKPOINT_EVERY", 2)
     parameter = nn.Parameter(torch.ones(1))
-    with pytest.raises(FairVLMError, match="not finite at step 0"):
+
+    def losses(batch, generator):
+        gap = (parameter / (0 if batch == 5 else 1)).sum()
+        return {"task": parameter.sum(), "gap": gap, "loss": gap + parameter.sum()}
+
+    with pytest.raises(FairVLMError, match=r"the term gap is not finite in epoch 2, batch 3") as error:
         fit(
             {"p": parameter},
-            schedule=Schedule(1, 0.1),
-            batches=lambda epoch: [0],
-            losses=lambda batch, generator: {"loss": (parameter / 0).sum()},
+            schedule=Schedule(2, 0.1),
+            batches=lambda epoch: [3 * epoch, 3 * epoch + 1, 3 * epoch + 2],
+            gradients=one_pass(losses),
             validate=None,
             checkpoint=tmp_path / "a",
             key="k",
             seed=0,
             label="Test",
         )
-    assert not (tmp_path / "a").exists()
+    assert str(tmp_path / "a") in str(error.value)
+    assert (tmp_path / "a").exists()
+    assert torch.isfinite(parameter).all()
 
 
 def test_the_learning_rate_warms_up_and_decays_to_a_tenth():

@@ -1,0 +1,178 @@
+"""The two stages of FairMed-VLM, put together from batches, objectives, the two-pass gradient and the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fairvlm_core.models.vlm import VLM
+from fairvlm_core.training import ranks
+from fairvlm_core.training.engine import Schedule
+from fairvlm_core.training.job import Job, Tower
+from fairvlm_core.training.objectives import (
+    Batch,
+    Terms,
+    answer_losses,
+    answer_totals,
+    concept_loss,
+    converse,
+    demographics_of,
+    fairness_losses,
+)
+from fairvlm_core.training.passes import batch_gradient
+
+
+def train_stage1(vlm: VLM, job: Job, config: Any) -> dict[str, list]:
+    """Concept alignment of the projector, then instruction tuning (FairMed-VLM, Stage 1); the tower is frozen."""
+    torch.manual_seed(job.seed)  # LoRA starts at random
+    vlm.add_adapter(rank=config.lora_rank, alpha=config.lora_alpha, tower=False)
+    vlm.llava.eval()  # the tower's features must not depend on dropout
+    train = Tower(job.train, vlm.features, cache=config.cache_features, label="training")
+    validation = Tower(job.validation, vlm.features, cache=True, label="validation")
+    vlm.llava.train()
+    named = {name: p for name, p in vlm.llava.named_parameters() if p.requires_grad}
+    projector = {name: p for name, p in named.items() if "multi_modal_projector" in name}
+
+    def features(batch: Batch, generator: torch.Generator, part: slice) -> Tensor:
+        with torch.no_grad():
+            return train.features(train.inputs(batch, generator if job.augment else None, part))
+
+    def concept(batch: Batch, generator: torch.Generator) -> Terms:
+        mine = features(batch, generator, ranks.share(len(batch.indices)))
+
+        def coupled(z: Tensor) -> Terms:
+            loss = concept_loss(vlm, z, torch.from_numpy(job.train.labels[batch.indices]).to(z.device))
+            return {"loss": loss, "concept": loss}
+
+        return batch_gradient(
+            [mine],
+            len(batch.indices),
+            tokens=vlm.project,
+            coupled=coupled,
+            separate=lambda _, tokens: {"loss": tokens.sum() * 0},
+            parameters=projector.values(),
+        )
+
+    history = {}
+    if config.concept_epochs:
+        schedule = Schedule(config.concept_epochs, config.concept_learning_rate)
+        history["concept"] = job.fit(projector, schedule, concept, None, "concept_alignment")
+    task = task_gradients(vlm, job, config, named, inputs=features, tokens=vlm.project)
+    schedule = Schedule(config.epochs, config.learning_rate)
+    history["instruction"] = job.fit(named, schedule, task, vlm_score(vlm, validation), "instruction_tuning")
+    return history
+
+
+def train_stage2(vlm: VLM, job: Job, config: Any) -> dict[str, list]:
+    """LoRA on tower and language model with the fairness losses on z (FairMed-VLM, Stage 2)."""
+    torch.manual_seed(job.seed)  # LoRA starts at random
+    vlm.add_adapter(rank=config.lora_rank, alpha=config.lora_alpha, tower=True)
+    vlm.llava.train()
+    train = Tower(job.train, vlm.features, cache=False, label="training")
+    validation = Tower(job.validation, vlm.features, cache=False, label="validation")
+    named = {name: p for name, p in vlm.llava.named_parameters() if p.requires_grad}
+
+    def pictures(batch: Batch, generator: torch.Generator, part: slice) -> Tensor:
+        return train.inputs(batch, generator if job.augment else None, part)
+
+    def fairness(z: Tensor, batch: Batch) -> Terms:
+        terms = fairness_losses(
+            z,
+            job.train.targets(batch.indices).to(z.device),
+            torch.from_numpy(job.train.groups[batch.indices]).to(z.device),
+            temperature=config.temperature,
+            margin=config.margin,
+            hard_negative_fallback=config.hard_negative_fallback,
+            covariance_weight=config.covariance_weight,
+        )
+        added = config.contrast_weight * terms["contrast"] + config.moment_weight * terms["moments"]
+        return {**terms, "loss": config.fairness_weight * added}
+
+    gradients = task_gradients(
+        vlm,
+        job,
+        config,
+        named,
+        inputs=pictures,
+        tokens=lambda images: vlm.project(train.features(images)),
+        fairness=fairness,
+    )
+    schedule = Schedule(config.epochs, config.learning_rate)
+    return {"fairness": job.fit(named, schedule, gradients, vlm_score(vlm, validation), "fairness_tuning")}
+
+
+def task_gradients(
+    vlm: VLM,
+    job: Job,
+    config: Any,
+    named: dict[str, nn.Parameter],
+    *,
+    inputs: Callable[[Batch, torch.Generator, slice], Any],
+    tokens: Callable[[Any], Tensor],
+    fairness: Callable[[Tensor, Batch], Terms] | None = None,
+) -> Callable[[Batch, torch.Generator], Terms]:
+    """The gradient of L_task = alpha L_inst + beta L_qa + gamma L_concept, and of what is added to it on z.
+
+    Args:
+        inputs: batch, generator, part -> what `tokens` takes, for these images of the batch.
+        tokens: -> image tokens [m, P, d].
+        fairness: z, batch -> terms of which "loss" is added (FairMed-VLM, Stage 2).
+    """
+
+    def gradients(batch: Batch, generator: torch.Generator) -> Terms:
+        count, labels = len(batch.indices), job.train.labels[batch.indices]
+        mine = ranks.share(count)
+        given = inputs(batch, generator, mine)
+        notes = [job.train.notes[i] if config.describe else None for i in batch.indices]
+        # Dropping every demographic prompt is the same as not using them.
+        dropout = config.demographic_dropout if config.demographic_prompts else 1.0
+        asked = converse(vlm, labels, notes, demographics_of(job.train, batch.indices, dropout, generator))
+        totals = answer_totals(asked, labels, vlm.task.kind)
+
+        def coupled(z: Tensor) -> Terms:
+            concept = concept_loss(vlm, z, torch.from_numpy(labels).to(z.device))
+            terms: Terms = {"concept": concept, "loss": config.concept_weight * concept}
+            if fairness is not None:
+                added = fairness(z, batch)
+                terms = {**added, **terms, "loss": terms["loss"] + added["loss"]}
+            return terms
+
+        def separate(part: slice, image_tokens: Tensor) -> Terms:
+            rows = slice(mine.start + part.start, mine.start + part.stop)
+            instruction, answers, _ = answer_losses(vlm, image_tokens, labels[rows], asked[rows], totals)
+            loss = config.instruction_weight * instruction + config.answer_weight * answers
+            return {"loss": loss, "instruction": instruction, "answers": answers}
+
+        width = config.micro_batch or count
+        parts = [
+            slice(start, min(start + width, mine.stop - mine.start))
+            for start in range(0, mine.stop - mine.start, width)
+        ]
+        return batch_gradient(
+            parts,
+            count,
+            tokens=lambda part: tokens(given[part]),
+            coupled=coupled,
+            separate=separate,
+            parameters=named.values(),
+        )
+
+    return gradients
+
+
+def vlm_score(vlm: VLM, tower: Tower) -> Callable[[], np.ndarray]:
+    """Probabilities of all samples of a tower, each rank scoring its share."""
+
+    def score() -> np.ndarray:
+        vlm.llava.eval()
+        with torch.no_grad():
+            found = [vlm.score_features(features) for features in tower.in_order()]
+            rows = torch.cat(found) if found else torch.zeros(0, len(vlm.task.labels))
+        vlm.llava.train()
+        return ranks.gather_rows(rows.float(), len(tower.samples)).cpu().numpy()
+
+    return score

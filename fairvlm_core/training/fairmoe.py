@@ -1,0 +1,82 @@
+"""The training of Fair-MoE, put together from batches, objectives and the engine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fairvlm_core.models.dual import DualEncoder
+from fairvlm_core.models.moe import routing_statistics
+from fairvlm_core.training.engine import Schedule, one_pass
+from fairvlm_core.training.job import Job, Tower
+from fairvlm_core.training.objectives import (
+    Batch,
+    GroupBatches,
+    draw_groups,
+    encode_unique,
+    fairness_oriented_loss,
+    image_text_loss,
+    same_text,
+    texts_for,
+)
+
+
+def train_fair_moe(dual: DualEncoder, job: Job, config: Any) -> dict[str, list]:
+    """The contrastive loss plus FOL, all group batches in the forward pass of the batch (Fair-MoE)."""
+    dual.freeze(config.train_blocks)
+    depth = config.train_blocks or len(dual.model.vision_model.encoder.layers)
+    compute = lambda images: dual.trunk(images, depth)  # noqa: E731 (two towers share it)
+    frozen = bool(config.train_blocks)
+    dual.train(False)
+    train = Tower(job.train, compute, cache=frozen and not job.augment, label="training")
+    validation = Tower(job.validation, compute, cache=frozen, label="validation")
+    dual.train()
+
+    def losses(batch: Batch, generator: torch.Generator) -> dict[str, Tensor | float]:
+        drawn = draw_groups(job.train, config.group_batch, generator)
+        indices = np.concatenate([batch.indices, *drawn])
+        repeated = np.concatenate([batch.repeated, np.zeros(len(indices) - len(batch.indices), dtype=bool)])
+        texts = texts_for(job.train, indices, config.prompt_share, generator)
+        # A pair whose label is unknown and that has no note says nothing.
+        said = np.array([text is not None for text in texts])
+        sizes = [int(part.sum()) for part in np.split(said, np.cumsum([len(batch.indices), *map(len, drawn)])[:-1])]
+        ends = np.cumsum(sizes)
+        layout = GroupBatches(sizes[0], tuple(zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True)))
+        tokens = train(Batch(indices[said], repeated[said]), generator if job.augment else None)
+        image = dual.head(tokens, depth)
+        spoken = [text for text in texts if text is not None]
+        text, mask = encode_unique(dual, spoken)
+        first = slice(0, layout.batch)
+        same = same_text(spoken[: layout.batch]).to(tokens.device)
+        scale = dual.model.logit_scale.exp().clamp(max=100)
+        contrast = image_text_loss(image.features[first], text.features[first], same, scale)
+        fol = fairness_oriented_loss(image, text, layout, (None, mask))
+        dispersion = sum((value for name, value in fol.items() if name.startswith("dispersion")), contrast * 0)
+        loss = contrast + config.distance_weight * fol["distance"] + config.dispersion_weight * dispersion
+        return {"loss": loss, "contrast": contrast.detach(), **_detached(fol), **_routing(image)}
+
+    def score() -> np.ndarray:
+        dual.train(False)
+        with torch.no_grad():
+            features = torch.cat([dual.head(tokens, depth).features for tokens in validation.in_order()])
+        found = dual.score_features(features).cpu().numpy()
+        dual.train()
+        return found
+
+    schedule = Schedule(config.epochs, config.learning_rate, weight_decay=config.weight_decay)
+    return {"training": job.fit(dual.named_parameters(), schedule, one_pass(losses), score, "fair_moe")}
+
+
+def _detached(terms: dict[str, Any]) -> dict[str, Any]:
+    return {name: value.detach() if isinstance(value, Tensor) else value for name, value in terms.items()}
+
+
+def _routing(image: Any) -> dict[str, float]:
+    """Whether the image experts collapse, and whether CLS loses them."""
+    if "embedding" not in image.gates:
+        return {}
+    found = routing_statistics(image.gates["embedding"])
+    return {name: found[name] for name in ("cls_drop_rate", "gate_entropy")}

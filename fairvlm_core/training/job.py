@@ -1,0 +1,150 @@
+"""What every training run has: its samples and batches, its features, its validation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fairvlm_core.evaluation.predictions import Scores
+from fairvlm_core.evaluation.selection import selection_figures
+from fairvlm_core.evaluation.thresholds import decide
+from fairvlm_core.training import ranks
+from fairvlm_core.training.batches import Samples, augment, balanced_epoch, strata, stratified_batches
+from fairvlm_core.training.engine import Schedule, fit
+from fairvlm_core.training.objectives import Batch
+
+FEATURE_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every training run is told besides its losses.
+
+    Attributes:
+        train, validation: the two splits; test is never read here.
+        checkpoint: folder for the files to resume from.
+        key: fingerprint of config and inputs.
+        criterion: what selects the epoch on validation.
+    """
+
+    train: Samples
+    validation: Samples
+    checkpoint: Path
+    key: str
+    seed: int
+    batch_size: int
+    oversample: float
+    augment: bool
+    criterion: str
+
+    def epoch(self, number: int) -> list[Batch]:
+        """The batches of an epoch: balanced, stratified over label x attributes, the same for the same seed."""
+        rng = np.random.default_rng([self.seed, number])
+        stratum = strata(self.train.labels, self.train.groups)
+        indices, repeated = balanced_epoch(stratum, self.oversample, rng)
+        places = stratified_batches(stratum[indices], self.batch_size, rng)
+        # A last crumb of a batch has neither positives nor groups, and would count as much as a full one.
+        kept = [place for place in places if len(place) * 2 >= self.batch_size] or places
+        return [Batch(indices[place], repeated[place]) for place in kept]
+
+    def fit(
+        self,
+        parameters: Any,
+        schedule: Schedule,
+        gradients: Any,
+        score: Callable[[], np.ndarray] | None,
+        name: str,
+        buffers: dict[str, Tensor] | None = None,
+    ) -> list:
+        """Train one phase; `score` gives the probabilities of the validation split."""
+        return fit(
+            parameters,
+            schedule=schedule,
+            batches=self.epoch,
+            gradients=gradients,
+            validate=None if score is None else lambda: judged(self.validation, score(), self.criterion),
+            checkpoint=self.checkpoint / f"{name}.safetensors",
+            key=self.key,
+            seed=self.seed,
+            label=name.replace("_", " ").capitalize(),
+            buffers=buffers,
+        )
+
+
+def judged(samples: Samples, y_score: np.ndarray, criterion: str) -> dict[str, float]:
+    """The validation figures of one epoch, by the code that judges every model."""
+    names = samples.group_names
+    groups = {
+        attribute: np.array(
+            [names[attribute][code] if code >= 0 else None for code in samples.groups[:, k]], dtype=object
+        )
+        for k, attribute in enumerate(samples.attributes)
+    }
+    ids = np.arange(len(samples)).astype(object)
+    kind = samples.task.kind
+    scores = Scores(
+        sample_ids=ids,
+        patient_ids=ids,
+        labels=samples.task.labels,
+        y_true=samples.labels.astype(float),
+        y_score=y_score.astype(float),
+        y_pred=decide(y_score, np.full(y_score.shape[1], 0.5), kind),
+        groups=groups,
+        kind=kind,
+        model="",
+    )
+    return selection_figures(scores, criterion)
+
+
+class Tower:
+    """The lower part of the image side: computed once where it is frozen, else at each step."""
+
+    def __init__(self, samples: Samples, compute: Callable[[Any], Tensor], *, cache: bool, label: str) -> None:
+        self.samples, self.compute = samples, compute
+        self.cached: Tensor | None = None
+        if cache:
+            from fairvlm_core.progress import track
+
+            # Repetitions share their image; each image is computed once.
+            rows, self.place = np.unique(samples.rows, return_inverse=True)
+            first = np.array([np.flatnonzero(self.place == i)[0] for i in range(len(rows))])
+            parts = []
+            with torch.no_grad():
+                for start in track(range(0, len(rows), FEATURE_BATCH), f"Image features, {label}"):
+                    parts.append(compute(samples.images(first[start : start + FEATURE_BATCH])))
+            self.cached = torch.cat(parts)
+
+    def inputs(self, batch: Batch, generator: torch.Generator | None = None, part: slice | None = None) -> Any:
+        """What `features` takes, for a part of a batch (by default all of it).
+
+        Images of repetitions are augmented where a generator is given; it is drawn from for the whole batch, so that
+        the parts are those of the whole.
+        """
+        part = part or slice(0, len(batch.indices))
+        if self.cached is not None:
+            return self.cached[self.place[batch.indices[part]]]
+        images: Any = self.samples.images(batch.indices[part])
+        return images if generator is None else augment(images, batch.repeated, generator, part)
+
+    def features(self, inputs: Any) -> Tensor:
+        """Features of images, which may have been computed before."""
+        return inputs if self.cached is not None else self.compute(inputs)
+
+    def __call__(self, batch: Batch, generator: torch.Generator | None = None) -> Tensor:
+        """Features of a batch."""
+        return self.features(self.inputs(batch, generator))
+
+    def in_order(self) -> list[Tensor]:
+        """Features of this rank's share of the samples, in order and in batches, without augmentation."""
+        none = np.zeros(FEATURE_BATCH, dtype=bool)
+        mine = ranks.share(len(self.samples))
+        return [
+            self(Batch(np.arange(start, min(start + FEATURE_BATCH, mine.stop)), none))
+            for start in range(mine.start, mine.stop, FEATURE_BATCH)
+        ]

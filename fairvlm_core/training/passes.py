@@ -1,0 +1,87 @@
+"""The gradient of a loss that couples all images of a batch, when the language model takes only some at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from fairvlm_core.training import ranks
+
+P = TypeVar("P")
+Terms = dict[str, "Tensor | float"]
+
+
+def batch_gradient(
+    parts: Sequence[P],
+    count: int,
+    *,
+    tokens: Callable[[P], Tensor],
+    coupled: Callable[[Tensor], Terms],
+    separate: Callable[[P, Tensor], Terms],
+    parameters: Iterable[nn.Parameter],
+) -> Terms:
+    """Leave the gradient of coupled(z) + sum of separate(part) in the parameters, and return the terms.
+
+    z is the mean-pooled projector output of *all* images: a contrastive loss of 64 images is not the sum of those of
+    its parts (FairMed-VLM, Stage 2). Where the batch is in several parts, or on several ranks, the gradient is taken in
+    two passes (gradient caching): the first computes z without a graph and d coupled / dz from it; the second goes
+    through the parts one by one and adds z . (d coupled / dz), whose gradient is the chain rule's other half. Memory is
+    that of one part, and the result is that of a single pass.
+
+    Args:
+        parts: this rank's parts of the batch, in the order of its rows.
+        count: images of the whole batch, over all ranks.
+        tokens: part -> image tokens [m, P, d], with a graph where gradients are enabled.
+        coupled: z [count, d] -> terms; every rank computes it.
+        separate: part, its tokens -> terms that add up over the parts.
+        parameters: what is trained; over several ranks their gradients are summed.
+
+    Returns:
+        The terms of both, summed over parts and ranks and detached; "loss" is the sum of both losses.
+    """
+    if len(parts) == 1 and ranks.size() == 1:
+        image_tokens = tokens(parts[0])
+        shared, own = coupled(image_tokens.mean(1)), separate(parts[0], image_tokens)
+        _tensor(shared["loss"] + own["loss"]).backward()
+        return _joined(shared, {name: _figure(value) for name, value in own.items()})
+
+    # Whatever is random in a forward pass (dropout) must be the same in both.
+    seeds = torch.randint(2**31, (len(parts),)).tolist()
+    pooled = []
+    with torch.no_grad():
+        for part, seed in zip(parts, seeds, strict=True):
+            torch.manual_seed(seed)
+            pooled.append(tokens(part).mean(1))
+    z = ranks.gather_rows(torch.cat(pooled), count).requires_grad_()
+    shared = coupled(z)
+    loss = _tensor(shared["loss"])
+    cached = torch.autograd.grad(loss, z)[0] if loss.requires_grad else torch.zeros_like(z)
+    mine = cached[ranks.share(count)].split([len(part) for part in pooled])
+
+    sums: dict[str, float] = {}
+    for part, seed, gradient in zip(parts, seeds, mine, strict=True):
+        torch.manual_seed(seed)
+        image_tokens = tokens(part)
+        own = separate(part, image_tokens)
+        (_tensor(own["loss"]) + (image_tokens.mean(1) * gradient).sum()).backward()
+        for name, value in own.items():
+            sums[name] = sums.get(name, 0.0) + _figure(value)
+    ranks.add_gradients(parameters)
+    return _joined(shared, ranks.add(sums))
+
+
+def _joined(shared: Terms, own: dict[str, float]) -> Terms:
+    terms = {name: value.detach() if isinstance(value, Tensor) else value for name, value in shared.items()}
+    return {**own, **terms, "loss": float(terms["loss"]) + own["loss"]}
+
+
+def _figure(value: Tensor | float) -> float:
+    return value.detach().item() if isinstance(value, Tensor) else value
+
+
+def _tensor(value: Tensor | float) -> Tensor:
+    assert isinstance(value, Tensor)
+    return value

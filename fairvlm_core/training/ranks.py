@@ -1,0 +1,88 @@
+"""Several processes (ranks) that train one model, as torchrun starts them. Alone, every function is the identity.
+
+Every rank draws the same batch from the same seed and takes its share of the rows, so nothing but rows of embeddings,
+figures and gradients ever travels.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+def rank() -> int:
+    """Number of this process."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def size() -> int:
+    """Number of processes."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+@contextmanager
+def joined() -> Iterator[None]:
+    """Meet the other processes that torchrun started: gloo on CPUs, nccl on GPUs, one GPU each."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+        yield
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def share(count: int) -> slice:
+    """This rank's part of `count` rows; the parts of all ranks are consecutive and differ by one row at most."""
+    return slice(count * rank() // size(), count * (rank() + 1) // size())
+
+
+def gather_rows(rows: Tensor, count: int) -> Tensor:
+    """The rows [count, ...] of all ranks, in order, on every rank; each gives its `share(count)`. Without gradient."""
+    if size() == 1:
+        return rows.detach()
+    bounds = [count * r // size() for r in range(size() + 1)]
+    lengths = [b - a for a, b in pairwise(bounds)]
+    padded = rows.new_zeros(max(lengths), *rows.shape[1:])
+    padded[: len(rows)] = rows.detach()
+    parts = [torch.empty_like(padded) for _ in range(size())]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)])
+
+
+def add(figures: dict[str, float]) -> dict[str, float]:
+    """The sums of the figures over all ranks, which must have the same names."""
+    if size() == 1:
+        return figures
+    values = torch.tensor(list(figures.values()), dtype=torch.float64)
+    if dist.get_backend() == "nccl":
+        values = values.cuda()
+    dist.all_reduce(values)
+    return dict(zip(figures, values.tolist(), strict=True))
+
+
+def add_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Give every rank the sum of all ranks' gradients: each has differentiated its own summands of the loss."""
+    if size() == 1:
+        return
+    parameters = list(parameters)
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    flat = torch.cat([gradient.reshape(-1).float() for gradient in gradients])
+    dist.all_reduce(flat)
+    for parameter, summed in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+        parameter.grad = summed.view_as(parameter).to(parameter.dtype)
+
+
+def wait() -> None:
+    """Until all ranks are here."""
+    if size() > 1:
+        dist.barrier()
