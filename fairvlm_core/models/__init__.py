@@ -25,6 +25,10 @@ warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\
 FAMILIES = {"vlm": "fairvlm_core.models.vlm", "dual": "fairvlm_core.models.dual"}
 MODEL_FILE = "model.json"
 BASES_FILE = "bases.json"
+# Model types and architectures of the original LLaVA code, which transformers does not know.
+ORIGINAL_LLAVA = ("llava_mistral", "llava_llama", "llava_mpt", "llava_qwen")
+ORIGINAL_CLASSES = ("LlavaMistralForCausalLM", "LlavaLlamaForCausalLM", "LlavaMptForCausalLM", "LlavaQwenForCausalLM")
+CONVERSION = "chaoyinshe/llava-med-v1.5-mistral-7b-hf"
 
 
 class Model(Protocol):
@@ -124,11 +128,19 @@ def checkpoint_config(checkpoint: str, model_types: tuple[str, ...]) -> Any:
     """The configuration of a checkpoint in a folder or on the hub.
 
     Raises:
-        CheckpointError: when it cannot be found or is of none of the model types.
+        CheckpointError: when it cannot be found, is of none of the model types, or is in LLaVA's original layout.
     """
-    from transformers import AutoConfig
+    from transformers import AutoConfig, PreTrainedConfig
 
     try:
+        told, _ = PreTrainedConfig.get_config_dict(checkpoint)
+        if told.get("model_type") in ORIGINAL_LLAVA or set(told.get("architectures") or ()) & set(ORIGINAL_CLASSES):
+            raise CheckpointError(
+                f'The checkpoint is of the type "{told.get("model_type")}", that of the original LLaVA code, which '
+                "transformers cannot load.",
+                where=checkpoint,
+                mend=f"Use a conversion to the transformers layout; for LLaVA-Med v1.5 that is {CONVERSION}.",
+            )
         config = AutoConfig.from_pretrained(checkpoint)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
@@ -158,10 +170,15 @@ def pixel_statistics(checkpoint: str) -> tuple[Tensor, Tensor]:
             where=f"{checkpoint}/preprocessor_config.json",
             mend="Take the preprocessor_config.json that was published with the weights.",
         ) from None
-    return (
-        torch.tensor(settings["image_mean"]).reshape(3, 1, 1),
-        torch.tensor(settings["image_std"]).reshape(3, 1, 1),
-    )
+    told = [torch.tensor(settings.get(name) or ()) for name in ("image_mean", "image_std")]
+    if any(len(values) != 3 for values in told):
+        raise CheckpointError(
+            "The image processor has no mean and standard deviation of three channels.",
+            where=f"{checkpoint}/preprocessor_config.json",
+            mend="Take the preprocessor_config.json that was published with the weights.",
+        )
+    mean, std = (values.reshape(3, 1, 1) for values in told)
+    return mean, std
 
 
 def pixels(images: np.ndarray | Tensor, mean: Tensor, std: Tensor) -> Tensor:

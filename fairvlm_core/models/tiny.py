@@ -22,6 +22,7 @@ from fairvlm_core.errors import CheckpointError
 from fairvlm_core.losses.answers import instruction_loss
 from fairvlm_core.models.packing import pack
 from fairvlm_core.models.pictures import Picture, draw
+from fairvlm_core.models.published import prepare_processor
 from fairvlm_core.models.vlm import VLM, load_base
 
 SPECIAL = ("<pad>", "<unk>", "<s>", "</s>", IMAGE, "[INST]", "[/INST]")
@@ -125,6 +126,8 @@ def build_llava(
     llava.model.vision_tower.load_state_dict(tower.state_dict())
     llava.save_pretrained(folder)
     save_processors(folder, tokenizer, image_size, mean, std)
+    processor, _ = prepare_processor(str(folder), config, image_size)
+    processor.save_pretrained(folder)
 
 
 def save_processors(folder: Path, tokenizer, image_size: int, mean: Sequence[float], std: Sequence[float]) -> None:

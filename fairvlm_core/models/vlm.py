@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from fairvlm_core.cohort.prompts import NO, YES, chat, questions
@@ -17,7 +18,10 @@ from fairvlm_core.errors import CheckpointError
 from fairvlm_core.files import read_json, write_json
 from fairvlm_core.losses.answers import option_scores
 from fairvlm_core.models import checkpoint_config, device, pixel_statistics, pixels, write_description
+from fairvlm_core.models.adapters import check_adapter, fingerprint, record_base
 from fairvlm_core.models.packing import Packed, Turn, pack
+from fairvlm_core.models.published import check_weights, image_tokens, prepare_processor, said
+from fairvlm_core.models.turns import Speech, conversation, sequence, split_answer
 
 SCORE_BATCH = 64
 # Which linear layers carry LoRA, by the names that CLIP, DINOv2, LLaMA and Mistral give them.
@@ -29,6 +33,10 @@ class VLM:
 
     The model runs in parts (`features`, `project`, `answer_logits`), so that what is frozen is computed once and the
     projector's output, on which the fairness losses act, is at hand.
+
+    Attributes:
+        base: fingerprint of the checkpoint's weights, recorded beside each adapter that is trained on it.
+        speech: how text and image become tokens.
     """
 
     def __init__(self, llava: Any, checkpoint: str, task: Task, image_size: int, adapters: Sequence[str] = ()) -> None:
@@ -36,14 +44,18 @@ class VLM:
 
         self.llava, self.task, self.image_size = llava.to(device()), task, image_size
         self.adapters = tuple(adapters)
+        self.base = fingerprint(self.llava)
         self.tokenizer = AutoTokenizer.from_pretrained(checkpoint)
         mean, std = pixel_statistics(checkpoint)
         self.mean, self.std = mean.to(device()), std.to(device())
         config = llava.config
         self.image_token = config.image_token_index
-        self.image_tokens = (image_size // config.vision_config.patch_size) ** 2
-        if config.vision_feature_select_strategy == "full":
-            self.image_tokens += 1
+        self.image_tokens = image_tokens(config, image_size)
+        text = config.text_config
+        longest = min(
+            text.max_position_embeddings, getattr(text, "sliding_window", None) or text.max_position_embeddings
+        )
+        self.speech = Speech(self.tokenizer, self.image_token, self.image_tokens, longest)
         self.sequence = lru_cache(maxsize=4096)(self._sequence)
 
     @property
@@ -63,12 +75,24 @@ class VLM:
         ):
             extra["interpolate_pos_encoding"] = True
         hidden = tower(pixels(images, self.mean, self.std), output_hidden_states=True, **extra).hidden_states
-        chosen = hidden[config.vision_feature_layer]
-        return chosen[:, 1:] if config.vision_feature_select_strategy == "default" else chosen
+        layers = config.vision_feature_layer
+        chosen = torch.cat([hidden[layer] for layer in ([layers] if isinstance(layers, int) else layers)], dim=-1)
+        chosen = chosen[:, 1:] if config.vision_feature_select_strategy == "default" else chosen
+        if chosen.shape[1] != self.image_tokens:
+            raise CheckpointError(
+                f"The vision tower gives {chosen.shape[1]} features of an image, not {self.image_tokens}.",
+                where=f"vision tower of the type {config.vision_config.model_type}",
+                mend="Use a CLIP, SigLIP or DINOv2 tower.",
+            )
+        return chosen
 
     def project(self, features: Tensor) -> Tensor:
-        """Image tokens [n, P, d] in the space of the language model's input embeddings."""
-        return self.parts.multi_modal_projector(features)
+        """Image tokens [n, P, d] in the space of the language model's input embeddings.
+
+        While the projector is trained it is float32, and so is what it gives, whatever the rest of the model is.
+        """
+        projector = self.parts.multi_modal_projector
+        return projector(features.to(projector.linear_1.weight.dtype))
 
     def embed(self, images: np.ndarray) -> Tensor:
         """z: the mean-pooled projector output [n, d] (FairMed-VLM, Stage 2)."""
@@ -82,21 +106,22 @@ class VLM:
         table = self.parts.language_model.get_input_embeddings()
         rows = []
         for phrase in phrases:
-            ids = self.tokenizer(" " + phrase, add_special_tokens=False)["input_ids"]
-            rows.append(table(torch.tensor(ids, device=table.weight.device)).mean(0))
+            # Behind a word, as in a sentence: alone, some tokenizers put a space of their own before it.
+            ids, start = split_answer(self.tokenizer, "a", f"a {phrase}")
+            rows.append(table(torch.tensor(ids[start:], device=table.weight.device)).mean(0))
         return torch.stack(rows)
 
     def _sequence(self, prompt: str, answer: str, limit: int = 0) -> Turn:
-        """Ids of prompt and answer; the answer (`limit` tokens at most, 0: all) ends with the end-of-sequence token."""
-        begin = [self.tokenizer.bos_token_id]
-        asked = self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
-        told = self.tokenizer(f"{prompt} {answer}", add_special_tokens=False)["input_ids"]
-        told = told[: len(asked) + limit] if limit else told
-        ids: list[int] = []
-        for token in begin + told + [self.tokenizer.eos_token_id]:
-            ids += [token] * (self.image_tokens if token == self.image_token else 1)
-        expanded = self.image_tokens - 1 if self.image_token in asked else 0
-        return Turn(tuple(ids), len(begin) + len(asked) + expanded)
+        """Ids of prompt and answer; the answer (`limit` tokens at most, 0: all) ends with the end-of-sequence token.
+
+        Raises:
+            CohortError: a text holds the image's token, or is longer than the language model can take.
+        """
+        return sequence(self.speech, prompt, answer, limit)
+
+    def conversation_turn(self, rounds: Sequence[tuple[str, str]], demographics: str = "", limit: int = 0) -> Turn:
+        """Several rounds of (question, answer) about one image; see `turns.conversation`."""
+        return conversation(self.speech, rounds, demographics, limit)
 
     def turns(self, demographics: str = "") -> list[Turn]:
         """One sequence per option (multiclass), or per label and with the answer yes (binary, multilabel)."""
@@ -112,7 +137,8 @@ class VLM:
         embedded = embedded.masked_scatter(spot, image_tokens.to(embedded.dtype))
         hidden = language(
             inputs_embeds=embedded,
-            attention_mask=packed.mask.to(embedded.dtype),
+            # The lowest float32 would become infinite in bfloat16.
+            attention_mask=packed.mask.clamp_min(torch.finfo(embedded.dtype).min).to(embedded.dtype),
             position_ids=packed.positions,
             use_cache=False,
         ).last_hidden_state
@@ -124,7 +150,10 @@ class VLM:
         first = [self.sequence(chat(questions(self.task)[0]), answer) for answer in (YES, NO)]
         yes, no = (turn.ids[turn.answer] for turn in first)
         if yes == no:
-            raise CheckpointError("The tokenizer begins yes and no with the same token, so answers cannot be scored.")
+            raise CheckpointError(
+                "The tokenizer begins yes and no with the same token, so answers cannot be scored.",
+                mend="Use a checkpoint whose tokenizer knows whole words.",
+            )
         return yes, no
 
     def score_features(self, features: Tensor) -> Tensor:
@@ -158,7 +187,9 @@ class VLM:
         targets = [rf"model\.language_model\.layers\.\d+\..*\.{LORA_LAYERS}"]
         if tower:
             count = self.llava.config.vision_config.num_hidden_layers
-            layer = self.llava.config.vision_feature_layer
+            layers = self.llava.config.vision_feature_layer
+            # The deepest layer that is read: -1 is the last, and hidden state 0 is what enters the first.
+            layer = max([layers] if isinstance(layers, int) else layers, key=lambda i: i % (count + 1))
             used = range(count + 1 + layer if layer < 0 else layer)
             numbers = "|".join(str(number) for number in used)
             targets.append(rf"model\.vision_tower\..*layers?\.(?:{numbers})\..*\.{LORA_LAYERS}")
@@ -169,31 +200,75 @@ class VLM:
             modules_to_save=["multi_modal_projector"],
         )
         self.llava = get_peft_model(self.llava, config)
+        # In bfloat16 a step of AdamW at 2e-5 would be rounded away.
+        for parameter in self.llava.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
 
     def merge_adapter(self) -> None:
         """Fold the adapter into the weights in memory, so that the next stage starts from them."""
         self.llava = self.llava.merge_and_unload()
+        self.parts.multi_modal_projector.to(self.llava.dtype)
+
+    def checkpoint_gradients(self, on: bool = True) -> None:
+        """Recompute the layers' activations in the backward pass instead of keeping them: less memory, more time.
+
+        Off unless this is called; it acts in training mode only, with and without an adapter.
+        """
+        if on:
+            # The reentrant kind would give no gradient where the embeddings that enter are frozen.
+            self.llava.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        else:
+            self.llava.gradient_checkpointing_disable()
 
     def save(self, folder: Path) -> None:
-        """Write the adapter that was trained last to `folder`, without any path of this machine."""
+        """Write the adapter that was trained last, and which base it needs, without any path of this machine."""
         self.llava.save_pretrained(str(folder), save_embedding_layers=False)
         (folder / "README.md").unlink(missing_ok=True)
         config = folder / "adapter_config.json"
         # peft notes where the base lay; which base it is, is `bases.json`'s to say, and it may lie elsewhere tomorrow.
         write_json(config, {**read_json(config, made_by="stage1"), "base_model_name_or_path": None})
+        record_base(folder, self.base)
 
 
-def load_base(checkpoint: str, task: Task, image_size: int) -> VLM:
-    """Load a Llava checkpoint from a folder or the hub, in float32 on a CPU.
+def load_base(checkpoint: str, task: Task, image_size: int, *, dtype: torch.dtype | None = None) -> VLM:
+    """Load a Llava checkpoint from a folder or the hub.
+
+    Args:
+        image_size: side in pixels of the images that it will be given.
+        dtype: of the weights in memory; by default bfloat16 on a GPU and float32 on a CPU.
 
     Raises:
-        CheckpointError: when it cannot be found or is of another model type.
+        CheckpointError: when it cannot be found, is of another model type, holds no safetensors, lacks weights, or has
+            a tokenizer or processor that contradicts the model.
     """
     from transformers import LlavaForConditionalGeneration
 
     config = checkpoint_config(checkpoint, ("llava",))
-    dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
-    llava = LlavaForConditionalGeneration.from_pretrained(checkpoint, config=config, dtype=dtype)
+    check_weights(checkpoint)
+    _, repaired = prepare_processor(checkpoint, config, image_size)
+    if repaired:
+        print(said(checkpoint, repaired), flush=True)
+    if dtype is None:
+        dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    try:
+        loaded: Any = LlavaForConditionalGeneration.from_pretrained(
+            checkpoint, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(
+            "The weights of the checkpoint cannot be loaded.",
+            where=checkpoint,
+            mend=f"Have all its safetensors files, as they were published ({str(error).splitlines()[0]}).",
+        ) from None
+    llava, info = loaded
+    if info["missing_keys"]:
+        # transformers would draw them at random and go on.
+        raise CheckpointError(
+            f"The checkpoint lacks {len(info['missing_keys'])} of the model's tensors.",
+            where=f"{checkpoint}, {min(info['missing_keys'])}",
+            mend="Use a complete checkpoint in the transformers layout of Llava.",
+        )
     return VLM(llava, checkpoint, task, image_size)
 
 
@@ -208,13 +283,14 @@ def load(folder: Path, checkpoint: str, described: dict[str, Any]) -> VLM:
 
 
 def apply_adapter(vlm: VLM, folder: Path) -> None:
-    """Load an adapter from `folder` and fold it into the weights in memory."""
+    """Load an adapter from `folder` and fold it into the weights in memory.
+
+    Raises:
+        CheckpointError: it is missing, or was trained on another base.
+    """
     from peft import PeftModel
 
-    if not (folder / "adapter_model.safetensors").is_file():
-        raise CheckpointError(
-            "The adapter is missing.", where=str(folder), mend="Run the training step that makes it again."
-        )
+    check_adapter(vlm.llava, folder, vlm.base)
     vlm.llava = PeftModel.from_pretrained(vlm.llava, str(folder))
     vlm.merge_adapter()
 

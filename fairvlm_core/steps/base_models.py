@@ -51,6 +51,7 @@ def run(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path])
             family: str(Path(name).resolve()) if Path(name).is_dir() else name
             for family, name in (("vlm", config.vlm), ("dual", config.dual))
         }
+        _check_published(references["vlm"], config.image_size)
         write_json(out / "bases.json", references)
         return {"preset": config.preset}
 
@@ -59,6 +60,17 @@ def run(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path])
     losses = _make(config, out, task_of(table), notes)
     write_json(out / "bases.json", {"vlm": "llava", "dual": "dual"})
     return {"preset": config.preset, **losses}
+
+
+def _check_published(checkpoint: str, image_size: int) -> None:
+    """Refuse a folder that stage 1 could not use; a hub name is checked when it is fetched."""
+    from fairvlm_core.models import checkpoint_config
+    from fairvlm_core.models.published import check_weights, prepare_processor
+
+    if Path(checkpoint).is_dir():
+        config = checkpoint_config(checkpoint, ("llava",))
+        check_weights(checkpoint)
+        prepare_processor(checkpoint, config, image_size)
 
 
 def _make(config: Config, out: Path, task: Any, notes: list[str]) -> dict[str, float]:
