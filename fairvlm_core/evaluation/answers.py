@@ -122,7 +122,8 @@ def finding_answer(
     tokens = canonical(text)
     # A phrase that two findings share belongs to the one that was asked for.
     own = [tuple(_phrase(phrase)) for phrase in (*present, *absent)]
-    vocabulary = [(phrase, 1) for phrase in present] + [(phrase, 0) for phrase in absent]
+    vocabulary: list[tuple[str, int | None]] = [(phrase, 1) for phrase in present]
+    vocabulary += [(phrase, 0) for phrase in absent]
     vocabulary += [(phrase, None) for phrase in others if tuple(_phrase(phrase)) not in own]
     mentions = _mentions(tokens, vocabulary)
     verdicts: set[int | None] = set()

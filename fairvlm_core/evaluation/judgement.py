@@ -89,7 +89,7 @@ def judge_answers(scores: Scores, *, min_cell: int = 10) -> dict[str, Any]:
         `attributes`: attribute -> group -> n, accuracy, undecided; small groups are suppressed.
     """
     right, decided, agreed = _answered(scores)
-    attributes = {}
+    attributes: dict[str, dict[str, Any]] = {}
     for attribute, values in with_intersection(scores.groups).items():
         found = attributes[attribute] = {}
         for name, rows in groups_in(values):

@@ -40,6 +40,7 @@ def run(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path])
     """Write the comparison, its report, its table and the picture of accuracy against gap; print the table."""
     from rich.console import Console
 
+    from fairvlm_core.evaluation.attention import ATTENTION_FILE
     from fairvlm_core.evaluation.report import COMPARISON_FILE, REPORT_FILE, write_comparison
     from fairvlm_core.evaluation.report.pictures import tradeoff_picture
     from fairvlm_core.evaluation.report.subjects import require_same_images
@@ -82,7 +83,9 @@ def run(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path])
         TITLES[selected], config.criterion, attributes, {TITLES[name]: value for name, value in values.items()}
     )
     strata = read_json(inputs["strata"] / "strata.json", made_by="stratify")
-    write_comparison(list(test.values()), out / REPORT_FILE, selection=selection, strata=strata)
+    drawn = {TITLES[name]: inputs[name] / ATTENTION_FILE for name in TITLES}
+    pictures = {title: path.read_bytes() for title, path in drawn.items() if path.is_file()}
+    write_comparison(list(test.values()), out / REPORT_FILE, selection=selection, strata=strata, pictures=pictures)
     tradeoff_picture(list(test.values()), out / "tradeoff.png")
     Console().print(summary_table(comparison))
     return {"selected": selected, "criterion": config.criterion} | _flat(comparison)
@@ -118,6 +121,8 @@ def _flat(comparison: Mapping[str, Any]) -> dict[str, float]:
     for name, model in comparison["models"].items():
         for metric in ("auc", "accuracy"):
             values[f"{name}_test_{metric}"] = model["test"]["overall"][metric]
+        for metric in ("accuracy", "undecided"):
+            values[f"{name}_test_answer_{metric}"] = model["test"].get("answers", {}).get(metric)
         for metric in ("es_auc", "dpd", "eod"):
             values[f"{name}_test_{metric}"] = model["test"]["across"][metric]["mean"]
         values[f"{name}_validation_{comparison['criterion']['name']}"] = comparison["criterion"]["values"][name]

@@ -17,7 +17,9 @@ INPUTS = {
     "predictions": Port("Folder that predict wrote."),
     "thresholds": Port("Folder that tune_thresholds wrote for the same model."),
 }
-OUTPUTS = {"out": Port("Folder to write: predictions.parquet with decisions, evaluation.json, roc.png.")}
+OUTPUTS = {
+    "out": Port("Folder to write: predictions.parquet with decisions, evaluation.json, roc.png (and attention.png).")
+}
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,11 @@ class Config:
 
 def run(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path]) -> dict[str, Any]:
     """Write the decisions, the judgement of each split, and the ROC curves per group on the test split."""
+    import shutil
+
     import pyarrow.compute as pc
 
+    from fairvlm_core.evaluation.attention import ATTENTION_FILE
     from fairvlm_core.evaluation.judgement import judge
     from fairvlm_core.evaluation.predictions import (
         PREDICTIONS_FILE,
@@ -64,6 +69,9 @@ def run(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path])
         {"model": given.model, "kind": given.kind, "labels": list(given.labels), "thresholds": fixed, **judged},
     )
     roc_picture(Subject(given.model, given, judged["test"], fixed["thresholds"]), outputs["out"] / "roc.png")
+    if (inputs["predictions"] / ATTENTION_FILE).is_file():
+        # The picture goes with the model's figures, to where its report is made.
+        shutil.copyfile(inputs["predictions"] / ATTENTION_FILE, outputs["out"] / ATTENTION_FILE)
     return {key: value for split, found in judged.items() for key, value in _flat(split, found).items()}
 
 
@@ -89,4 +97,6 @@ def _flat(split: str, judged: Mapping[str, Any]) -> dict[str, float | int]:
     for attribute, found in judged["attributes"].items():
         for name in ("es_auc", "dpd", "eod", "tpr_gap", "worst_group_auc"):
             values[f"{split}_{name}_{attribute.replace(' ', '_')}"] = found[name]
+    for name in ("accuracy", "undecided", "agreement"):
+        values[f"{split}_answer_{name}"] = judged.get("answers", {}).get(name)
     return {key: value for key, value in values.items() if value is not None}

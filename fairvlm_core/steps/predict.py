@@ -15,7 +15,8 @@ INPUTS = {
     "cohort": Port("Folder that stratify wrote."),
     "images": Port("Folder that ingest wrote, with the image store."),
 }
-OUTPUTS = {"out": Port("Folder to write: predictions.parquet.")}
+OUTPUTS = {"out": Port("Folder to write: predictions.parquet; attention.png of a LLaVA.")}
+BATCH = 256  # images that are read at a time
 
 
 @dataclass(frozen=True)
@@ -25,13 +26,18 @@ class Config:
     splits: tuple[str, ...] = option(
         ("validation", "test"), "Splits to score.", choices=("train", "validation", "test")
     )
+    generate: bool = option(False, "Also let the model answer in words (LLaVA only); reported beside the scores.")
+    answer_tokens: int = option(16, "Where an answer in words is cut.", low=1)
+    attention_cases: int = option(
+        2, "Images (LLaVA only) of which attention.png shows where base and model look; 0: none.", low=0, high=20
+    )
 
     def __post_init__(self) -> None:
         check(self)
 
 
 def run(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path]) -> dict[str, Any]:
-    """Write one row per image and label."""
+    """Write one row per image and label, and the picture of where the model looks."""
     import time
 
     import numpy as np
@@ -40,8 +46,9 @@ def run(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path])
     from fairvlm_core.cohort.images import ImageStore
     from fairvlm_core.cohort.table import label_matrix, read_cohort, rows_of, task_of
     from fairvlm_core.errors import CheckpointError
-    from fairvlm_core.evaluation.predictions import ATTRIBUTES, PREDICTIONS_FILE, write_predictions
+    from fairvlm_core.evaluation.predictions import PREDICTIONS_FILE, write_predictions
     from fairvlm_core.models import describe, load
+    from fairvlm_core.models.generation import answers_in_words
     from fairvlm_core.progress import track
 
     described = describe(inputs["model"])
@@ -54,39 +61,123 @@ def run(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path])
             mend="Train it on this cohort, or predict the cohort it was trained for.",
         )
     model = load(inputs["model"], inputs["base"])
+    speaks = answers_in_words(model)
+    if config.generate and not speaks:
+        # One section of parameters serves all models of a run, so this is no reason to stop.
+        print(f"{described['name']} has no language model to answer with: only its scores are written.", flush=True)
     store = ImageStore.open(inputs["images"])
-    tables, count, started = [], 0, time.perf_counter()
+    tables, found, count, started = [], {}, 0, time.perf_counter()
     for split in config.splits:
         rows = rows_of(table, split)
         keys = rows.column("image").to_pylist()
         parts = [
-            model.score(store.read(keys[start : start + 256]))
-            for start in track(range(0, len(keys), 256), f"Scoring {split} with {described['name']}")
+            model.score(store.read(keys[start : start + BATCH]))
+            for start in track(range(0, len(keys), BATCH), f"Scoring {split} with {described['name']}")
         ]
-        scored = np.concatenate(parts) if parts else np.zeros((0, len(task.labels)), dtype=np.float32)
+        found[split] = np.concatenate(parts) if parts else np.zeros((0, len(task.labels)), dtype=np.float32)
         count += len(keys)
-        width = len(task.labels)
-        truth = label_matrix(rows).reshape(-1)
-
-        def repeated(name: str, rows: pa.Table = rows, width: int = width) -> np.ndarray:
-            return np.repeat(np.asarray(rows.column(name).to_pylist(), dtype=object), width)
-
-        tables.append(
-            pa.table(
-                {
-                    **{name: pa.array(repeated(name), pa.string()) for name in ("sample_id", "patient_id", "split")},
-                    "label": pa.array(list(task.labels) * len(keys), pa.string()),
-                    "y_true": pa.array(truth, pa.int8(), from_pandas=True),
-                    "y_score": pa.array(scored.reshape(-1), pa.float32()),
-                    **{name: pa.array(repeated(name), pa.string()) for name in ATTRIBUTES},
-                    "model": pa.array([described["name"]] * len(truth), pa.string()),
-                    "seed": pa.array([described["seed"]] * len(truth), pa.int32()),
-                }
-            )
-        )
-    write_predictions(pa.concat_tables(tables), outputs["out"] / PREDICTIONS_FILE, kind=task.kind)
-    return {
+        columns = {
+            "y_true": pa.array(label_matrix(rows).reshape(-1), pa.int8(), from_pandas=True),
+            "y_score": pa.array(found[split].reshape(-1), pa.float32()),
+        }
+        tables.append(_long(rows, task.labels, columns, name=described["name"], seed=described["seed"]))
+    metrics: dict[str, Any] = {
         "model": described["name"],
         "images": count,
         "images_per_second": round(count / max(1e-9, time.perf_counter() - started), 1),
     }
+    if config.generate and speaks:
+        said = [_answers(config, model, store, rows_of(table, split), split) for split in config.splits]
+        tables = [
+            part.append_column("y_answer", pa.array(answers.reshape(-1), pa.int8(), from_pandas=True))
+            for part, answers in zip(tables, said, strict=True)
+        ]
+        metrics["undecided"] = round(float(np.isnan(np.concatenate(said)).mean()), 6) if count else 0.0
+    write_predictions(pa.concat_tables(tables), outputs["out"] / PREDICTIONS_FILE, kind=task.kind)
+    if config.attention_cases and speaks:
+        split = "test" if "test" in found else config.splits[-1]
+        rows = rows_of(table, split)
+        metrics["attention_cases"] = _draw_attention(
+            config, inputs, outputs["out"], model, store, rows, found[split], described
+        )
+    return metrics
+
+
+def _long(rows: Any, labels: tuple[str, ...], columns: Mapping[str, Any], *, name: str, seed: int) -> Any:
+    """One row per image and label of the cohort's rows, with columns that are in that form already."""
+    import numpy as np
+    import pyarrow as pa
+
+    from fairvlm_core.evaluation.predictions import ATTRIBUTES
+
+    def repeated(column: str) -> pa.Array:
+        values = np.asarray(rows.column(column).to_pylist(), dtype=object)
+        return pa.array(np.repeat(values, len(labels)), pa.string())
+
+    return pa.table(
+        {
+            **{column: repeated(column) for column in ("sample_id", "patient_id", "split")},
+            "label": pa.array(list(labels) * len(rows), pa.string()),
+            **columns,
+            **{column: repeated(column) for column in ATTRIBUTES},
+            "model": pa.array([name] * (len(rows) * len(labels)), pa.string()),
+            "seed": pa.array([seed] * (len(rows) * len(labels)), pa.int32()),
+        }
+    )
+
+
+def _answers(config: Config, model: Any, store: Any, rows: Any, split: str) -> Any:
+    """What the model says in words about each image, float [n, L]: 1, 0, NaN where it is undecided."""
+    import numpy as np
+
+    from fairvlm_core.evaluation.answers import normalise
+    from fairvlm_core.models.generation import generate
+    from fairvlm_core.progress import track
+
+    keys, texts = rows.column("image").to_pylist(), []
+    for start in track(range(0, len(keys), BATCH), f"Answers in words on {split}"):
+        texts += generate(model, store.read(keys[start : start + BATCH]), max_new_tokens=config.answer_tokens)
+    return np.array([normalise(said, model.task) for said in texts]).reshape(len(keys), len(model.task.labels))
+
+
+def _draw_attention(
+    config: Config,
+    inputs: Mapping[str, Path],
+    out: Path,
+    model: Any,
+    store: Any,
+    rows: Any,
+    scored: Any,
+    described: Mapping[str, Any],
+) -> int:
+    """Draw where base model and model look in the most confident right positives; returns how many are drawn."""
+    from fairvlm_core.cohort.table import label_matrix
+    from fairvlm_core.evaluation.attention import ATTENTION_FILE, Case, Look, attention_picture, choose_cases
+    from fairvlm_core.models import base_path
+    from fairvlm_core.models.rollout import attention_map
+    from fairvlm_core.models.vlm import load_base
+    from fairvlm_core.steps.compare import TITLES
+
+    task, name = model.task, described["name"]
+    cases = choose_cases(label_matrix(rows), scored, task.kind, config.attention_cases)
+    if not cases:
+        print(f"{name} is right about no positive image, so there is no attention to show.", flush=True)
+        return 0
+    keys = rows.column("image").to_pylist()
+    images = store.read([keys[row] for row, _ in cases])
+    questions = [0 if task.kind == "multiclass" else label for _, label in cases]
+    base = load_base(base_path(inputs["base"], described["family"]), task, model.image_size)
+    looks = []
+    for title, looking in (("Base model", base), (TITLES.get(name, name), model)):
+        scores = looking.score(images)
+        looks.append(
+            [
+                Look(title, float(scores[i, label]), attention_map(looking, images[i], question))
+                for i, ((_, label), question) in enumerate(zip(cases, questions, strict=True))
+            ]
+        )
+    drawn = [
+        Case(image, task.concepts[label], pair) for image, (_, label), *pair in zip(images, cases, *looks, strict=True)
+    ]
+    attention_picture(drawn, out / ATTENTION_FILE)
+    return len(drawn)

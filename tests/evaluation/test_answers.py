@@ -14,9 +14,11 @@ from fairvlm_core.evaluation.answers import canonical, finding_answer, normalise
 EDEMA = {
     1: [
         "Yes", "yes.", "YES!", "Yes, there is edema.", "The answer is yes", "There is edema",
-        "Pulmonary oedema is present.", "edema", "Edemas are seen", "Edema: yes", "It is present", "No effusion, but edema is seen.",
+        "Pulmonary oedema is present.", "edema", "Edemas are seen", "Edema: yes", "It is present",
+        "No effusion, but edema is seen.",
         "No effusion; edema is present", "No effusion, there is edema.", "No fracture. Edema.",
-        "edema without effusion", "edema and no effusion", "No change in the edema.", "No significant interval change in edema",
+        "edema without effusion", "edema and no effusion", "No change in the edema.",
+        "No significant interval change in edema",
         "No doubt there is edema", "Not only effusion but edema", "Yes. No fracture.", "Yes, possibly edema",
     ],
     0: [

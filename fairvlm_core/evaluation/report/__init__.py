@@ -34,13 +34,23 @@ def write_report(predictions: Path, out: Path, *, min_cell: int = 10) -> None:
 
 
 def write_comparison(
-    subjects: Sequence[Subject], out: Path, *, selection: Selection, strata: Mapping[str, Any] | None
+    subjects: Sequence[Subject],
+    out: Path,
+    *,
+    selection: Selection,
+    strata: Mapping[str, Any] | None,
+    pictures: Mapping[str, bytes] | None = None,
 ) -> None:
-    """Write the report of a comparison: models on test, which one validation selected, and the training cohort."""
+    """Write the report of a comparison: models on test, which one validation selected, and the training cohort.
+
+    Args:
+        pictures: a model's title -> PNG of where it looks; they become part of the page.
+    """
     multiclass = subjects[0].scores.kind == "multiclass"
     how = HOW_ARGMAX if multiclass else HOW_TUNED
     title = "Fairness of the compared models"
-    _write(out, page(subjects, title=title, split="test", how=how, strata=strata, selection=selection))
+    more: dict[str, Any] = {"strata": strata, "selection": selection, "pictures": pictures or {}}
+    _write(out, page(subjects, title=title, split="test", how=how, **more))
 
 
 def print_summary(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.resources import files
@@ -12,6 +13,8 @@ from fairvlm_core.evaluation.report.subjects import Subject
 from fairvlm_core.evaluation.report.svg import colour, dash, element, marker
 from fairvlm_core.evaluation.report.tables import html_table, unbroken
 from fairvlm_core.evaluation.report.words import (
+    ANSWERS,
+    ATTENTION,
     GLOSSARY,
     Selection,
     attribute_name,
@@ -36,6 +39,7 @@ def page(
     how: str,
     strata: Mapping[str, Any] | None = None,
     selection: Selection | None = None,
+    pictures: Mapping[str, bytes] | None = None,
 ) -> str:
     """The whole document.
 
@@ -46,6 +50,7 @@ def page(
         how: how the decisions were made, in a sentence or two.
         strata: the content of `strata.json`: the training cells before and after balancing.
         selection: which model was chosen and by what, if one was.
+        pictures: a model's title -> PNG of where it looks.
     """
     first = subjects[0].judgement
     attributes = list(first["attributes"])
@@ -59,6 +64,10 @@ def page(
         ]
         if len(subjects) > 1:
             shown.append(("Accuracy against the gap between groups", _tradeoff(subjects, attributes)))
+    if any("answers" in subject.judgement for subject in subjects):
+        shown.append(("Answers in words", _answers(subjects)))
+    if pictures:
+        shown.append(("Where the models look", _attention(pictures)))
     if strata and strata.get("cells"):
         shown.append(("The training cohort before and after balancing", _cohort(strata)))
     shown += [
@@ -78,7 +87,8 @@ def page(
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="color-scheme" content="light dark">'
         # Nothing may be fetched, whatever a name in the data contains.
-        """<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">"""
+        """<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'"""
+        f"""{"; img-src data:" if pictures else ""}">"""
         f"<title>{escape(title)}</title><style>{style}</style></head><body>"
         f'<header><h1>{escape(title)}</h1><p class="facts">{escape(facts)}</p></header><main>'
         f'<div class="verdict"><p class="lead">{unbroken(sentences[0])}</p>'
@@ -199,6 +209,49 @@ def _tradeoff(subjects: Sequence[Subject], attributes: Sequence[str]) -> str:
         _legend([subject.title for subject in subjects], marks),
         f'<div class="panels">{panels}</div>',
     )
+
+
+def _answers(subjects: Sequence[Subject]) -> str:
+    heads = ["Model", "Accuracy of the scores", "Accuracy of the answers", "Of those decided", "Undecided", "Agreement"]
+    best: list[str | None] = [None, "high", "high", "high", "low", None]
+    keys = ("accuracy", "accuracy_decided", "undecided", "agreement")
+    rows = [
+        [
+            subject.title,
+            number(subject.judgement["overall"]["accuracy"]),
+            *(number(subject.judgement.get("answers", {}).get(key)) for key in keys),
+        ]
+        for subject in subjects
+    ]
+    table = _scrolled(
+        html_table(f"Both ways to answer{BOLD * (len(subjects) > 1)}.", heads, rows, best=best), even=True
+    )
+    groups = "".join(_answers_by(subjects, attribute) for attribute in subjects[0].judgement["attributes"])
+    if not groups:
+        return f'<p class="note">{escape(ANSWERS)}</p>{table}'
+    return f'<p class="note">{escape(ANSWERS)}</p>{table}<details><summary>By group</summary>{groups}</details>'
+
+
+def _answers_by(subjects: Sequence[Subject], attribute: str) -> str:
+    """Who is left without an answer: the shares per group."""
+    rows = [
+        [name, subject.title, count(group["n"]), number(group["accuracy"]), number(group["undecided"])]
+        for subject in subjects
+        if "answers" in subject.judgement
+        for name, group in subject.judgement["answers"]["attributes"].get(attribute, {}).items()
+    ]
+    heads = ["Group", "Model", "Images", "Accuracy of the answers", "Undecided"]
+    caption = f"Answers in words by {attribute_name(attribute)}."
+    return _scrolled(html_table(caption, heads, sorted(rows, key=lambda row: row[0]), text=2))
+
+
+def _attention(pictures: Mapping[str, bytes]) -> str:
+    figures = []
+    for title, picture in pictures.items():
+        source = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
+        told = f"Images with the maps of the base model and of {title} over them."
+        figures.append(_figure(title, f'<img class="looks" alt="{escape(told)}" src="{source}">'))
+    return f'<p class="note">{escape(ATTENTION)}</p>' + "".join(figures)
 
 
 def _cohort(strata: Mapping[str, Any]) -> str:

@@ -59,7 +59,28 @@ def markdown(comparison: Mapping[str, Any]) -> str:
     ]
     for row in comparison["table"]:
         lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in _cells(row, comparison))} |")
-    return "\n".join([*lines, "", _caption(comparison), ""])
+    return "\n".join([*lines, "", _caption(comparison), *_answer_lines(comparison), ""])
+
+
+def _answer_lines(comparison: Mapping[str, Any]) -> list[str]:
+    """A second Markdown table: the answers in words, of the models that gave any."""
+    models = comparison["models"].values()
+    answered = [(model["title"], model["test"]) for model in models if "answers" in model["test"]]
+    if not answered:
+        return []
+    lines = ["", "| Model | Accuracy of the scores | Accuracy of the answers | Undecided | Agreement |"]
+    lines.append("| --- | ---: | ---: | ---: | ---: |")
+    for title, judged in answered:
+        told = [
+            judged["overall"]["accuracy"],
+            *(judged["answers"][key] for key in ("accuracy", "undecided", "agreement")),
+        ]
+        lines.append(f"| {title} | {' | '.join(number(value) for value in told)} |")
+    return [
+        *lines,
+        "",
+        "Answers in words; an undecided one counts as wrong. Agreement: with the decisions from the scores.",
+    ]
 
 
 def html_table(

@@ -37,6 +37,20 @@ GLOSSARY = {
     "Threshold": "The score from which on the model's answer counts as positive.",
 }
 
+ANSWERS = (
+    "The model was also asked to answer in its own words. An answer that is empty, uncertain, contradicts itself or "
+    "speaks of something else is undecided; it counts as wrong in the accuracy of the answers. Agreement is the share "
+    "of the decided answers that say what the decision from the score says. Every other number of this page is made "
+    "from the scores. A model without a language model has no answers."
+)
+
+ATTENTION = (
+    "Test images that hold a finding, on which the model is right and most confident: what the base model attends to "
+    "before any training here, and what the trained model attends to. The number is the probability that it gives the "
+    "finding. The map joins the language model's attention to the image, where it begins to answer, with the vision "
+    "tower's attention rollout. Attention shows what was read, not why a decision was made, and enters no number here."
+)
+
 
 @dataclass(frozen=True)
 class Selection:
