@@ -94,7 +94,7 @@ class Watched(Job):
         return full[i % len(full)]
 
     def fit(
-        self, parameters: Any, schedule: Schedule, gradients: Any, score: Any, name: str, buffers: Any = None
+        self, parameters: Any, schedule: Schedule, gradients: Any, score: Any, name: str, *more: Any, **others: Any
     ) -> list:
         clear, update = optimiser(parameters.values(), schedule)
 

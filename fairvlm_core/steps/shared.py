@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fairvlm_core.config import Port, check, option
+from fairvlm_core.errors import CohortError
 from fairvlm_core.evaluation import CRITERIA
 
 if TYPE_CHECKING:
+    from fairvlm_core.training.batches import Samples
     from fairvlm_core.training.job import Job
 
+DEBIASING = ("none", "reweighted_group", "reweighted_joint", "group_dro", "adversarial")
 TRAINING_INPUTS = {
     "cohort": Port("Folder that stratify wrote."),
     "images": Port("Folder that ingest wrote, with the image store."),
@@ -53,6 +56,9 @@ class TaskConfig(TrainingConfig):
     demographic_dropout: float = option(0.5, "Share of the demographic prompts that is left out.", low=0, high=1)
     lora_rank: int = option(32, "Rank of the LoRA matrices.", low=1)
     lora_alpha: int = option(64, "Scale of the LoRA matrices.", low=1)
+    debiasing: str = option("none", "Baseline that changes how L_inst and L_qa are minimised.", choices=DEBIASING)
+    adversary_weight: float = option(1.0, "alpha of adversarial debiasing: how hard the adversary is hindered.", low=0)
+    dro_step: float = option(0.01, "Step size of GroupDRO's weights.", low=0)
     micro_batch: int = option(
         0, "Images that the language model takes at once; the losses still see the batch whole. 0: all.", low=0
     )
@@ -74,6 +80,7 @@ def begin(
         split: read_samples(inputs["cohort"], inputs["images"], split, config.attributes)
         for split in ("train", "validation")
     }
+    _check_groups(splits["train"])
     return Job(
         train=splits["train"],
         validation=splits["validation"],
@@ -85,6 +92,18 @@ def begin(
         augment=config.augment,
         criterion=config.criterion,
     )
+
+
+def _check_groups(samples: Samples) -> None:
+    """A model cannot be made fair to a group that it never sees."""
+    for k, attribute in enumerate(samples.attributes):
+        for code, group in enumerate(samples.group_names[attribute]):
+            if not (samples.groups[:, k] == code).any():
+                raise CohortError(
+                    f'No training image is of the group "{group}".',
+                    where=f"attribute {attribute}",
+                    mend=f"Leave {attribute} out of the step's attributes, or add patients of the group to the cohort.",
+                )
 
 
 def finish(history: dict[str, list[dict[str, float]]], out: Path, images_per_second: float) -> dict[str, Any]:

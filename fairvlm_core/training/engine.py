@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,7 @@ def fit(
     seed: int,
     label: str,
     buffers: dict[str, Tensor] | None = None,
+    faster: Mapping[str, float] | None = None,
 ) -> list[dict[str, float]]:
     """Train in place; the parameters end at the epoch with the best validation score, without validation at the last.
 
@@ -65,6 +66,7 @@ def fit(
         validate: -> figures by name; "score" (higher is better) selects the epoch.
         checkpoint: file to resume from; it is replaced every few steps.
         key: fingerprint of config and inputs; a checkpoint of another run is not resumed.
+        faster: by name, how many times the schedule's rate a parameter is trained with.
         buffers: tensors that `gradients` changes in place and that a resumed run must find as they were.
 
     Returns:
@@ -76,7 +78,12 @@ def fit(
     from fairvlm_core.progress import track
 
     named = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
-    optimizer = torch.optim.AdamW(named.values(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay)
+    factors = {name: (faster or {}).get(name, 1.0) for name in named}
+    groups = [
+        {"params": [p for name, p in named.items() if factors[name] == factor], "factor": factor}
+        for factor in dict.fromkeys(factors.values())
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=schedule.learning_rate, weight_decay=schedule.weight_decay)
     per_epoch = len(batches(0))
     steps = per_epoch * schedule.epochs
     buffers = buffers or {}
@@ -108,7 +115,7 @@ def fit(
                 mend="Lower the learning rate, or raise the temperature, and run the step again.",
             )
         for group in optimizer.param_groups:
-            group["lr"] = schedule.rate(step, steps)
+            group["lr"] = schedule.rate(step, steps) * group["factor"]
         optimizer.step()
         sums = state["sums"]
         for name, value in figures.items():

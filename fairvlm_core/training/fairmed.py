@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fairvlm_core.models import device
 from fairvlm_core.models.vlm import VLM
 from fairvlm_core.training import ranks
+from fairvlm_core.training.baselines import project_gradients
+from fairvlm_core.training.debiasing import debiasing
 from fairvlm_core.training.engine import Schedule
 from fairvlm_core.training.job import Job, Tower
 from fairvlm_core.training.objectives import (
@@ -24,6 +29,8 @@ from fairvlm_core.training.objectives import (
     fairness_losses,
 )
 from fairvlm_core.training.passes import batch_gradient
+
+ADVERSARY_RATE = 10.0  # an adversary that learns as slowly as what it watches never catches up
 
 
 def train_stage1(vlm: VLM, job: Job, config: Any) -> dict[str, list]:
@@ -61,9 +68,9 @@ def train_stage1(vlm: VLM, job: Job, config: Any) -> dict[str, list]:
     if config.concept_epochs:
         schedule = Schedule(config.concept_epochs, config.concept_learning_rate)
         history["concept"] = job.fit(projector, schedule, concept, None, "concept_alignment")
-    task = task_gradients(vlm, job, config, named, inputs=features, tokens=vlm.project)
-    schedule = Schedule(config.epochs, config.learning_rate)
-    history["instruction"] = job.fit(named, schedule, task, vlm_score(vlm, validation), "instruction_tuning")
+    history["instruction"] = tune(
+        vlm, job, config, named, validation, "instruction_tuning", inputs=features, tokens=vlm.project
+    )
     return history
 
 
@@ -92,36 +99,39 @@ def train_stage2(vlm: VLM, job: Job, config: Any) -> dict[str, list]:
         added = config.contrast_weight * terms["contrast"] + config.moment_weight * terms["moments"]
         return {**terms, "loss": config.fairness_weight * added}
 
-    gradients = task_gradients(
-        vlm,
-        job,
-        config,
-        named,
-        inputs=pictures,
-        tokens=lambda images: vlm.project(train.features(images)),
-        fairness=fairness,
+    def tokens(images: Any) -> Tensor:
+        return vlm.project(train.features(images))
+
+    found = tune(
+        vlm, job, config, named, validation, "fairness_tuning", inputs=pictures, tokens=tokens, fairness=fairness
     )
-    schedule = Schedule(config.epochs, config.learning_rate)
-    return {"fairness": job.fit(named, schedule, gradients, vlm_score(vlm, validation), "fairness_tuning")}
+    return {"fairness": found}
 
 
-def task_gradients(
+def tune(
     vlm: VLM,
     job: Job,
     config: Any,
     named: dict[str, nn.Parameter],
+    validation: Tower,
+    name: str,
     *,
     inputs: Callable[[Batch, torch.Generator, slice], Any],
     tokens: Callable[[Any], Tensor],
     fairness: Callable[[Tensor, Batch], Terms] | None = None,
-) -> Callable[[Batch, torch.Generator], Terms]:
-    """The gradient of L_task = alpha L_inst + beta L_qa + gamma L_concept, and of what is added to it on z.
+) -> list[dict[str, float]]:
+    """Minimise L_task = alpha L_inst + beta L_qa + gamma L_concept, and what is added to it on z.
 
     Args:
+        named: what is trained of the model.
         inputs: batch, generator, part -> what `tokens` takes, for these images of the batch.
         tokens: -> image tokens [m, P, d].
         fairness: z, batch -> terms of which "loss" is added (FairMed-VLM, Stage 2).
     """
+
+    method = debiasing(
+        config.debiasing, job.train, alpha=config.adversary_weight, step_size=config.dro_step, device=device()
+    )
 
     def gradients(batch: Batch, generator: torch.Generator) -> Terms:
         count, labels = len(batch.indices), job.train.labels[batch.indices]
@@ -130,7 +140,29 @@ def task_gradients(
         notes = [job.train.notes[i] if config.describe else None for i in batch.indices]
         # Dropping every demographic prompt is the same as not using them.
         dropout = config.demographic_dropout if config.demographic_prompts else 1.0
-        asked = converse(vlm, labels, notes, demographics_of(job.train, batch.indices, dropout, generator))
+        said = demographics_of(job.train, batch.indices, dropout, generator)
+        asked = converse(vlm, labels, notes, said, method.batch_weights(batch.indices))
+
+        def rows_of(part: slice) -> slice:
+            return slice(mine.start + part.start, mine.start + part.stop)
+
+        width = config.micro_batch or count
+        parts = [
+            slice(start, min(start + width, mine.stop - mine.start))
+            for start in range(0, mine.stop - mine.start, width)
+        ]
+        against = None
+        if method.looks_first:
+            with torch.no_grad():
+                seen = [
+                    answer_losses(vlm, tokens(given[part]), labels[rows_of(part)], asked[rows_of(part)])[2]
+                    for part in parts
+                ]
+            scores = ranks.gather_rows(torch.cat(seen), count)
+            if method.method == "group_dro":
+                asked = replace(asked, weights=method.group_weights(scores, batch.indices))
+            else:
+                against = method.against(scores, batch.indices)
         totals = answer_totals(asked, labels, vlm.task.kind)
 
         def coupled(z: Tensor) -> Terms:
@@ -142,16 +174,14 @@ def task_gradients(
             return terms
 
         def separate(part: slice, image_tokens: Tensor) -> Terms:
-            rows = slice(mine.start + part.start, mine.start + part.stop)
-            instruction, answers, _ = answer_losses(vlm, image_tokens, labels[rows], asked[rows], totals)
+            rows = rows_of(part)
+            instruction, answers, scores = answer_losses(vlm, image_tokens, labels[rows], asked[rows], totals)
             loss = config.instruction_weight * instruction + config.answer_weight * answers
-            return {"loss": loss, "instruction": instruction, "answers": answers}
+            terms: Terms = {"loss": loss, "instruction": instruction, "answers": answers}
+            if against is not None:
+                terms["against"] = (scores * against[rows]).sum()
+            return terms
 
-        width = config.micro_batch or count
-        parts = [
-            slice(start, min(start + width, mine.stop - mine.start))
-            for start in range(0, mine.stop - mine.start, width)
-        ]
         return batch_gradient(
             parts,
             count,
@@ -159,9 +189,19 @@ def task_gradients(
             coupled=coupled,
             separate=separate,
             parameters=named.values(),
+            correct=None if against is None else partial(project_gradients, alpha=method.alpha),
         )
 
-    return gradients
+    beside = method.parameters
+    return job.fit(
+        {**named, **beside},
+        Schedule(config.epochs, config.learning_rate),
+        gradients,
+        vlm_score(vlm, validation),
+        name,
+        buffers=method.buffers,
+        faster=dict.fromkeys(beside, ADVERSARY_RATE),
+    )
 
 
 def vlm_score(vlm: VLM, tower: Tower) -> Callable[[], np.ndarray]:

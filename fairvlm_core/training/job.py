@@ -61,6 +61,7 @@ class Job:
         score: Callable[[], np.ndarray] | None,
         name: str,
         buffers: dict[str, Tensor] | None = None,
+        faster: dict[str, float] | None = None,
     ) -> list:
         """Train one phase; `score` gives the probabilities of the validation split."""
         return fit(
@@ -74,6 +75,7 @@ class Job:
             seed=self.seed,
             label=name.replace("_", " ").capitalize(),
             buffers=buffers,
+            faster=faster,
         )
 
 

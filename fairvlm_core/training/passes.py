@@ -22,6 +22,7 @@ def batch_gradient(
     coupled: Callable[[Tensor], Terms],
     separate: Callable[[P, Tensor], Terms],
     parameters: Iterable[nn.Parameter],
+    correct: Callable[[list[Tensor], list[Tensor]], list[Tensor]] | None = None,
 ) -> Terms:
     """Leave the gradient of coupled(z) + sum of separate(part) in the parameters, and return the terms.
 
@@ -36,17 +37,38 @@ def batch_gradient(
         count: images of the whole batch, over all ranks.
         tokens: part -> image tokens [m, P, d], with a graph where gradients are enabled.
         coupled: z [count, d] -> terms; every rank computes it.
-        separate: part, its tokens -> terms that add up over the parts.
+        separate: part, its tokens -> terms that add up over the parts; "against" may be one of them, see `correct`.
         parameters: what is trained; over several ranks their gradients are summed.
+        correct: gradient of "loss", gradient of "against" -> the gradient to leave (adversarial debiasing).
 
     Returns:
         The terms of both, summed over parts and ranks and detached; "loss" is the sum of both losses.
     """
+    parameters = list(parameters)
+    opposed = [torch.zeros_like(p) for p in parameters] if correct else []
+
+    def backward(loss: Tensor | float, own: Terms) -> dict[str, float]:
+        if opposed:
+            gradients = torch.autograd.grad(
+                _tensor(own["against"]), parameters, retain_graph=True, allow_unused=True, materialize_grads=True
+            )
+            for total, gradient in zip(opposed, gradients, strict=True):
+                total += gradient
+        _tensor(loss).backward()
+        return {name: _figure(value) for name, value in own.items() if name != "against"}
+
+    def corrected() -> None:
+        if correct:
+            plain = [_gradient(p) for p in parameters]
+            for parameter, gradient in zip(parameters, correct(plain, ranks.added(opposed)), strict=True):
+                parameter.grad = gradient
+
     if len(parts) == 1 and ranks.size() == 1:
         image_tokens = tokens(parts[0])
         shared, own = coupled(image_tokens.mean(1)), separate(parts[0], image_tokens)
-        _tensor(shared["loss"] + own["loss"]).backward()
-        return _joined(shared, {name: _figure(value) for name, value in own.items()})
+        figures = backward(shared["loss"] + own["loss"], own)
+        corrected()
+        return _joined(shared, figures)
 
     # Whatever is random in a forward pass (dropout) must be the same in both.
     seeds = torch.randint(2**31, (len(parts),)).tolist()
@@ -66,16 +88,21 @@ def batch_gradient(
         torch.manual_seed(seed)
         image_tokens = tokens(part)
         own = separate(part, image_tokens)
-        (_tensor(own["loss"]) + (image_tokens.mean(1) * gradient).sum()).backward()
-        for name, value in own.items():
-            sums[name] = sums.get(name, 0.0) + _figure(value)
-    ranks.add_gradients(parameters)
+        figures = backward(own["loss"] + (image_tokens.mean(1) * gradient).sum(), own)
+        sums = {name: sums.get(name, 0.0) + value for name, value in figures.items()}
+    for parameter, summed in zip(parameters, ranks.added([_gradient(p) for p in parameters]), strict=True):
+        parameter.grad = summed
+    corrected()
     return _joined(shared, ranks.add(sums))
 
 
 def _joined(shared: Terms, own: dict[str, float]) -> Terms:
     terms = {name: value.detach() if isinstance(value, Tensor) else value for name, value in shared.items()}
     return {**own, **terms, "loss": float(terms["loss"]) + own["loss"]}
+
+
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
 
 
 def _figure(value: Tensor | float) -> float:

@@ -7,13 +7,13 @@ figures and gradients ever travels.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 
 def rank() -> int:
@@ -70,16 +70,14 @@ def add(figures: dict[str, float]) -> dict[str, float]:
     return dict(zip(figures, values.tolist(), strict=True))
 
 
-def add_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Give every rank the sum of all ranks' gradients: each has differentiated its own summands of the loss."""
-    if size() == 1:
-        return
-    parameters = list(parameters)
-    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-    flat = torch.cat([gradient.reshape(-1).float() for gradient in gradients])
+def added(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The sums of the tensors over all ranks, in one message."""
+    if size() == 1 or not tensors:
+        return list(tensors)
+    flat = torch.cat([tensor.reshape(-1).float() for tensor in tensors])
     dist.all_reduce(flat)
-    for parameter, summed in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
-        parameter.grad = summed.view_as(parameter).to(parameter.dtype)
+    parts = flat.split([tensor.numel() for tensor in tensors])
+    return [part.view_as(tensor).to(tensor.dtype) for part, tensor in zip(parts, tensors, strict=True)]
 
 
 def wait() -> None:

@@ -167,6 +167,21 @@ def test_mistakes_are_told(place, tmp_path):
 
 
 @pytest.mark.parametrize("place", ["binary"], indirect=True)
+def test_a_group_without_training_images_is_named(place, tmp_path):
+    from fairvlm_core.cohort.table import read_cohort, write_cohort
+
+    table = read_cohort(place / "cohort")
+    keep = [
+        split != "train" or group != "60+"
+        for split, group in zip(table.column("split").to_pylist(), table.column("age_group").to_pylist(), strict=True)
+    ]
+    write_cohort(table.filter(keep), tmp_path / "cohort")
+    inputs = {"cohort": tmp_path / "cohort", "images": place / "cohort", "base": place / "base"}
+    with pytest.raises(CohortError, match='No training image is of the group "60\\+"'):
+        execute("fair_moe", CONFIGS["fair_moe"], inputs, {"out": tmp_path / "out"})
+
+
+@pytest.mark.parametrize("place", ["binary"], indirect=True)
 def test_a_model_of_other_labels_is_refused(place, trained, tmp_path):
     write_cohort_with_images(tmp_path / "cohort", TASKS["multilabel"])
     inputs = {
