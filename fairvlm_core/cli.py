@@ -148,6 +148,32 @@ def summary(comparison: Annotated[Path, typer.Argument(help="Folder that `fairvl
     print_summary(comparison)
 
 
+@app.command()
+def experiment(
+    name: Annotated[str, typer.Argument(help="fairmed_table2 or fairmed_table4.")],
+    out: Annotated[Path, typer.Option(help="Folder to write; what an earlier run left there is not repeated.")],
+    params: Annotated[Path | None, typer.Option(help="YAML file with a section per step, as for the steps.")] = None,
+    root: Annotated[Path | None, typer.Option(help="Folder of the release, as for ingest.")] = None,
+    seeds: Annotated[int, typer.Option(help="Trainings of each recipe, with the seeds 0, 1, ...")] = 5,
+    toy: Annotated[
+        bool, typer.Option("--toy", help="So small that it takes a minute or two and shows nothing.")
+    ] = False,
+) -> None:
+    """Run a table of the papers: every recipe over several seeds, with paired tests against the full method."""
+    from rich.console import Console
+
+    from fairvlm_core.experiments import load_experiment
+    from fairvlm_core.experiments.grid import CHAIN, changed
+    from fairvlm_core.experiments.runner import run_experiment
+    from fairvlm_core.experiments.tables import terminal
+
+    grid = load_experiment(name)
+    given = {step: read_params(params, step, STEPS) if params else {} for step in CHAIN}
+    found = run_experiment(grid, changed(given, grid.toy if toy else {}, where=name), out, seeds=seeds, root=root)
+    Console().print(terminal(found))
+    typer.echo(f"The tables are at {out / name}.md, .json and .png.")
+
+
 def main() -> None:
     """Entry point: a mistake of the user's is printed as what, where and mend, with exit status 2."""
     for key, value in QUIET.items():

@@ -56,7 +56,7 @@ def test_help_imports_nothing_heavy(arguments):
 def test_help_names_every_command(fairvlm):
     status, shown, _ = fairvlm("--help")
     assert status == 0
-    for name in (*STEPS, "report", "summary"):
+    for name in (*STEPS, "report", "summary", "experiment"):
         assert f" {name} " in shown
 
 
@@ -195,6 +195,20 @@ def test_the_output_never_replaces_what_no_step_wrote(cohort, fairvlm):
         refused(fairvlm("stratify", "--cohort", cohort / "cohort", "--out", cohort / name), "not written by a step")
     assert (cohort / "thesis" / "chapter.txt").read_text() == "years of work"
     assert (cohort / "file").read_text() == "more work"
+
+
+def test_mistakes_about_an_experiment_stop_before_anything_is_written(tmp_path, fairvlm):
+    out = tmp_path / "out"
+    refused(fairvlm("experiment", "fairmed_tabel4", "--out", out), 'Did you mean "fairmed_table4"?')
+    params = tmp_path / "params.yaml"
+    params.write_text("stage2: {lamda: 1}\n")
+    refused(
+        fairvlm("experiment", "fairmed_table4", "--out", out, "--params", params),
+        'There is no parameter "lamda".',
+        "fairmed_table4, stage2, key lamda",
+    )
+    refused(fairvlm("experiment", "fairmed_table4", "--out", out, "--seeds", "0"), "--seeds")
+    assert [path.name for path in tmp_path.iterdir()] == ["params.yaml"]
 
 
 def test_ingest_validate_stratify_from_the_command_line(cohort, fairvlm):

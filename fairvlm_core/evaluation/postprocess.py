@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from sklearn.base import BaseEstimator, ClassifierMixin
 
 from fairvlm_core.errors import PredictionsError, nearest
-from fairvlm_core.evaluation.predictions import Scores, kind_of, scores
+from fairvlm_core.evaluation.predictions import SCHEMA, Scores, kind_of, scores
 from fairvlm_core.evaluation.thresholds import DEFAULT, decide, tune
 
 SPLITS = ("validation", "test")
@@ -174,9 +174,8 @@ def _uniform(seed: int, count: int) -> np.ndarray:
 
 def _with_scores(table: pa.Table, split: str, given: Scores, values: np.ndarray) -> pa.Table:
     """The rows of a split with other scores and the other model's name."""
-    rows = table.filter(pc.equal(table.column("split"), split))
-    if "y_pred" in rows.column_names:
-        rows = rows.drop_columns(["y_pred"])
+    # Decisions and answers in words, if there are any, are those of the model without post-processing.
+    rows = table.filter(pc.equal(table.column("split"), split)).select(SCHEMA.names)
     sample = pd.Series(np.arange(len(given.sample_ids)), index=given.sample_ids)
     label = {name: j for j, name in enumerate(given.labels)}
     i = sample.loc[rows.column("sample_id").to_pylist()].to_numpy()

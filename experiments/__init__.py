@@ -1,0 +1,1 @@
+"""The papers' tables as grids of recipes; `fairvlm experiment NAME` runs one."""

@@ -1,0 +1,34 @@
+"""Experiments: a grid of recipes, run over seeds through the steps of the pipeline, and the table that comes of it."""
+
+from __future__ import annotations
+
+import importlib
+
+from fairvlm_core.errors import ConfigError, nearest
+from fairvlm_core.experiments.grid import Experiment
+
+# Name of the command -> module that holds its grid as `EXPERIMENT`.
+EXPERIMENTS = {
+    "fairmed_table2": "experiments.fairmed_table2",
+    "fairmed_table4": "experiments.fairmed_table4",
+}
+
+
+def load_experiment(name: str) -> Experiment:
+    """The grid of a name.
+
+    Raises:
+        ConfigError: when there is none of that name, or the grids are not installed.
+    """
+    if name not in EXPERIMENTS:
+        raise ConfigError(f'There is no experiment "{name}".', mend=nearest(name, EXPERIMENTS))
+    try:
+        return importlib.import_module(EXPERIMENTS[name]).EXPERIMENT
+    except ModuleNotFoundError as error:
+        if error.name not in ("experiments", EXPERIMENTS[name]):
+            raise
+        raise ConfigError(
+            "The grids are not installed with this copy of fairvlm.",
+            where=EXPERIMENTS[name],
+            mend="Install it anew from a checkout: pip install -e .",
+        ) from None

@@ -1,0 +1,118 @@
+"""A grid as data: what a recipe changes, and which recipes an experiment compares."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fairvlm_core.config import build
+from fairvlm_core.errors import ConfigError, nearest
+from fairvlm_core.steps import step_module
+
+# The steps of one run, in order; the last five are those that a recipe's training and judgement need.
+CHAIN = (
+    "ingest",
+    "validate",
+    "stratify",
+    "base_models",
+    "stage1",
+    "stage2",
+    "predict",
+    "tune_thresholds",
+    "evaluate",
+)
+SEEDED = ("stage1", "stage2")
+
+Params = Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One row of a table: a method, as what it changes in the parameters.
+
+    Attributes:
+        name: short, for files.
+        title: for readers.
+        overrides: "step.field" -> value.
+        postprocess: whether the decisions are post-processed for equalised odds over the attributes of stage2.
+    """
+
+    name: str
+    title: str
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    postprocess: bool = False
+
+    def derive(
+        self, name: str, title: str, overrides: Mapping[str, Any] | None = None, *, postprocess: bool = False
+    ) -> Recipe:
+        """The same recipe with more changes; where both change a field, the new value counts."""
+        return Recipe(name, title, {**self.overrides, **(overrides or {})}, postprocess or self.postprocess)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A table: its recipes, and the one that the others are tested against.
+
+    Attributes:
+        toy: "step.field" -> value, the size at which the whole experiment takes a minute.
+    """
+
+    name: str
+    title: str
+    recipes: tuple[Recipe, ...]
+    reference: str
+    toy: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        names = [recipe.name for recipe in self.recipes]
+        if len(set(names)) < len(names) or self.reference not in names:
+            raise ConfigError(
+                "The recipes of an experiment need different names, and the reference is one of them.",
+                where=self.name,
+                mend=f"Its recipes are {', '.join(names)}; the reference is {self.reference}.",
+            )
+
+
+def both(*steps: str, **values: Any) -> dict[str, Any]:
+    """The same fields in several steps, as overrides.
+
+    >>> both("stage1", "stage2", oversample=0.0)
+    {'stage1.oversample': 0.0, 'stage2.oversample': 0.0}
+    """
+    return {f"{step}.{name}": value for step in steps for name, value in values.items()}
+
+
+def changed(params: Params, overrides: Mapping[str, Any], *, where: str) -> dict[str, dict[str, Any]]:
+    """The parameters with overrides, a section per step of `CHAIN`.
+
+    Raises:
+        ConfigError: when an override does not name a step that an experiment runs.
+    """
+    sections = {step: dict(params.get(step) or {}) for step in CHAIN}
+    for key, value in overrides.items():
+        step, _, name = key.partition(".")
+        if step not in sections or not name:
+            raise ConfigError(
+                f'The override "{key}" names no step of an experiment.', where=where, mend=nearest(step, CHAIN)
+            )
+        sections[step][name] = value
+    return sections
+
+
+def configs(params: Params, overrides: Mapping[str, Any], *, where: str) -> dict[str, Any]:
+    """The config of each step of `CHAIN`.
+
+    Raises:
+        ConfigError: naming the parameter that does not exist or cannot have its value.
+    """
+    sections = changed(params, overrides, where=where)
+    return {
+        step: build(step_module(step).Config, values, where=f"{where}, {step}") for step, values in sections.items()
+    }
+
+
+def described(config: Any) -> dict[str, Any]:
+    """A config as what JSON can hold."""
+    return dataclasses.asdict(config)

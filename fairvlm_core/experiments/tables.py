@@ -1,0 +1,266 @@
+"""The table of an experiment: mean and standard deviation over seeds, and the tests against the reference."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fairvlm_core.evaluation.report.words import attribute_name, number, parity
+from fairvlm_core.evaluation.significance import holm, paired_t_test
+from fairvlm_core.experiments.grid import Experiment, Recipe
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+OVERALL = ("accuracy", "auc")
+BY_ATTRIBUTE = ("es_auc", "dpd", "eod")
+RANKING = ("auc", "es_auc")  # what a randomised decision, which is no ranking, does not have
+ACROSS = "mean over attributes"
+LEVEL = 0.05
+
+Judgements = Mapping[str, Sequence[Mapping[str, Any]]]
+
+
+def summarise(experiment: Experiment, found: Judgements, *, min_cell: int) -> dict[str, Any]:
+    """The content of the table, as JSON: null where a number does not exist, never NaN.
+
+    Every number is that of the test split; thresholds and epochs were chosen on validation. What evaluate suppressed or
+    could not judge is missing here, too. The family of a Holm correction is all the recipes that are compared with
+    the reference by the same measure (and attribute).
+
+    Args:
+        found: recipe -> the content of evaluation.json of each seed, in the order of the seeds.
+
+    Returns:
+        experiment, title, reference, seeds, kind, labels, n, min_cell, attributes; `recipes`: a list of {name, title,
+        overrides, postprocessed, measures}, the latter a list of {metric, attribute (null for overall), values (per
+        seed), mean, sd, n}; `tests`: a list of {recipe, metric, attribute, n, difference, sd, statistic, p_value,
+        p_holm, cohens_d}.
+    """
+    first = found[experiment.reference][0]
+    attributes = [*first["test"]["attributes"], *([ACROSS] if len(first["test"]["attributes"]) > 1 else [])]
+    measures = [(metric, None) for metric in OVERALL]
+    measures += [(metric, attribute) for attribute in attributes for metric in BY_ATTRIBUTE]
+    values = {
+        recipe.name: {measure: _values(recipe, found[recipe.name], *measure) for measure in measures}
+        for recipe in experiment.recipes
+    }
+    others = [recipe for recipe in experiment.recipes if recipe.name != experiment.reference]
+    tests: list[dict[str, Any]] = []
+    for metric, attribute in measures:
+        reference = _numbers(values[experiment.reference][metric, attribute])
+        family = [paired_t_test(_numbers(values[recipe.name][metric, attribute]), reference) for recipe in others]
+        for recipe, test, corrected in zip(others, family, holm([test.p_value for test in family]), strict=True):
+            numbers = {name: _json(value) for name, value in dataclasses.asdict(test).items()}
+            shown = {"recipe": recipe.name, "metric": metric, "attribute": attribute}
+            tests.append({**shown, **numbers, "n": test.n, "p_holm": _json(corrected)})
+    return {
+        "experiment": experiment.name,
+        "title": experiment.title,
+        "reference": experiment.reference,
+        "seeds": len(found[experiment.reference]),
+        "kind": first["kind"],
+        "labels": first["labels"],
+        "n": first["test"]["n"],
+        "min_cell": min_cell,
+        "attributes": attributes,
+        "recipes": [
+            {
+                "name": recipe.name,
+                "title": recipe.title,
+                "overrides": {key: _plain(value) for key, value in recipe.overrides.items()},
+                "postprocessed": recipe.postprocess,
+                "measures": [
+                    {"metric": metric, "attribute": attribute, **_described(values[recipe.name][metric, attribute])}
+                    for metric, attribute in measures
+                ],
+            }
+            for recipe in experiment.recipes
+        ],
+        "tests": tests,
+    }
+
+
+def measure(summary: Mapping[str, Any], recipe: str, metric: str, attribute: str | None = None) -> dict[str, Any]:
+    """One measure of one recipe: values, mean, sd, n."""
+    return next(
+        found
+        for described in summary["recipes"]
+        if described["name"] == recipe
+        for found in described["measures"]
+        if (found["metric"], found["attribute"]) == (metric, attribute)
+    )
+
+
+def titles(summary: Mapping[str, Any]) -> dict[str, str]:
+    """Title of each recipe by name, in the order of the table."""
+    return {recipe["name"]: recipe["title"] for recipe in summary["recipes"]}
+
+
+def metric_name(metric: str, kind: str) -> str:
+    """A metric as the reader sees it."""
+    return {"accuracy": "accuracy", "auc": "AUC", "es_auc": "ES-AUC", "dpd": parity(kind)[0], "eod": "EOD"}[metric]
+
+
+def spread(found: Mapping[str, Any], seeds: int) -> str:
+    """Mean and standard deviation as text.
+
+    >>> spread({"mean": 0.8123, "sd": 0.01, "n": 5}, 5), spread({"mean": 0.8, "sd": None, "n": 1}, 5)
+    ('0.812 ± 0.010', '0.800 (1 of 5)')
+    """
+    if found["mean"] is None:
+        return "–"
+    shown = number(found["mean"]) + ("" if found["sd"] is None else f" ± {number(found['sd'])}")
+    return shown if found["n"] == seeds else f"{shown} ({found['n']} of {seeds})"
+
+
+def rows(summary: Mapping[str, Any]) -> list[list[str]]:
+    """The main table: a row per recipe and attribute; a star marks a significant difference from the reference."""
+    lines = []
+    for name, title in titles(summary).items():
+        overall = [_cell(summary, name, metric, None) for metric in OVERALL]
+        for i, attribute in enumerate(summary["attributes"] or [None]):
+            by = [_cell(summary, name, metric, attribute) if attribute else "–" for metric in BY_ATTRIBUTE]
+            shown = attribute_name(attribute) if attribute else "–"
+            lines.append([*([title, *overall] if i == 0 else ["", "", ""]), shown, *by])
+    return lines
+
+
+def heads(summary: Mapping[str, Any]) -> list[str]:
+    """Heads of the main table."""
+    return ["method", *(metric_name(m, summary["kind"]) for m in OVERALL), "attribute"] + [
+        metric_name(metric, summary["kind"]) for metric in BY_ATTRIBUTE
+    ]
+
+
+def markdown(summary: Mapping[str, Any]) -> str:
+    """Both tables as Markdown: the methods, and every test."""
+    named = titles(summary)
+    tests = [
+        [
+            named[test["recipe"]],
+            metric_name(test["metric"], summary["kind"]),
+            attribute_name(test["attribute"]) if test["attribute"] else "–",
+            _signed(test["difference"]),
+            number(test["statistic"], 2),
+            p_text(test["p_value"]),
+            p_text(test["p_holm"]),
+            number(test["cohens_d"], 2),
+        ]
+        for test in summary["tests"]
+    ]
+    names = ["method", "measure", "attribute", "difference", "t", "p", "p (Holm)", "Cohen's d"]
+    parts = [f"# {summary['title']}", "", *_table(heads(summary), rows(summary), words=(0, 3)), "", caption(summary)]
+    parts += [
+        "",
+        f"## Each method minus {named[summary['reference']]}, paired over the seeds",
+        "",
+        *_table(names, tests, words=(0, 1, 2)),
+    ]
+    return "\n".join([*parts, ""])
+
+
+def terminal(summary: Mapping[str, Any]) -> Table:
+    """The table for the terminal, narrow enough for it: of the attributes only the mean."""
+    from rich import box
+    from rich.table import Table
+
+    last = summary["attributes"][-1] if summary["attributes"] else None
+    over = "" if last is None else f" ES-AUC and gaps: {attribute_name(last)}."
+    table = Table(box=box.SIMPLE_HEAD, caption=caption(summary) + over, caption_justify="left", pad_edge=False)
+    table.add_column("method")
+    for metric in (*OVERALL, *BY_ATTRIBUTE):
+        table.add_column(metric_name(metric, summary["kind"]), justify="right", min_width=7)
+    for name, title in titles(summary).items():
+        cells = [_cell(summary, name, metric, None) for metric in OVERALL]
+        cells += ["–" if last is None else _cell(summary, name, metric, last) for metric in BY_ATTRIBUTE]
+        table.add_row(title, *cells)
+    return table
+
+
+def caption(summary: Mapping[str, Any]) -> str:
+    """How to read the table."""
+    reference = titles(summary)[summary["reference"]]
+    seeds, cell = summary["seeds"], summary["min_cell"]
+    sentences = [
+        f"Test split, {summary['n']:,} images; mean ± standard deviation over {seeds} seeds of the training."
+        if seeds > 1
+        else f"Test split, {summary['n']:,} images; one seed, so nothing can be said about chance.",
+        f"* differs from {reference}: paired two-sided t-test over the seeds, p < {LEVEL} after Holm's correction over "
+        "the methods.",
+        f"Thresholds and epochs were chosen on validation; groups of fewer than {cell} images are left out; "
+        "– where there is no number.",
+    ]
+    if len(summary["labels"]) > 1:
+        sentences.append("AUC and gaps are means over the labels, each against the rest.")
+    if any(recipe["postprocessed"] for recipe in summary["recipes"]):
+        sentences.append("Post-processed decisions are randomised and rank nobody, so they have no AUC.")
+    return " ".join(sentences)
+
+
+def p_text(value: float | None) -> str:
+    """A p-value as text, exact however small.
+
+    >>> p_text(0.0421), p_text(0.0000123), p_text(None)
+    ('0.0421', '1.2e-05', '–')
+    """
+    return "–" if value is None else f"{value:.4f}" if value >= 1e-4 else f"{value:.1e}"
+
+
+def _cell(summary: Mapping[str, Any], recipe: str, metric: str, attribute: str | None) -> str:
+    """Mean and standard deviation, with a star where Holm's correction leaves the difference significant."""
+    sure = any(
+        test["p_holm"] is not None and test["p_holm"] < LEVEL
+        for test in summary["tests"]
+        if (test["recipe"], test["metric"], test["attribute"]) == (recipe, metric, attribute)
+    )
+    return spread(measure(summary, recipe, metric, attribute), summary["seeds"]) + (" *" if sure else "")
+
+
+def _values(
+    recipe: Recipe, found: Sequence[Mapping[str, Any]], metric: str, attribute: str | None
+) -> list[float | None]:
+    """A measure on the test split of every seed."""
+    if recipe.postprocess and metric in RANKING:
+        return [None] * len(found)
+    tests = [evaluation["test"] for evaluation in found]
+    if attribute is None:
+        return [test["overall"][metric] for test in tests]
+    if attribute == ACROSS:
+        return [test["across"][metric]["mean"] for test in tests]
+    return [test["attributes"].get(attribute, {}).get(metric) for test in tests]
+
+
+def _numbers(values: Sequence[float | None]) -> np.ndarray:
+    return np.array([np.nan if value is None else value for value in values])
+
+
+def _described(values: Sequence[float | None]) -> dict[str, Any]:
+    known = np.array([value for value in values if value is not None])
+    return {
+        "values": list(values),
+        "mean": _json(known.mean()) if len(known) else None,
+        "sd": _json(known.std(ddof=1)) if len(known) > 1 else None,
+        "n": len(known),
+    }
+
+
+def _json(value: float) -> float | None:
+    """Every digit is kept: a p-value may be small."""
+    return None if np.isnan(value) else float(value)
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _signed(value: float | None) -> str:
+    return "–" if value is None else f"{value:+.3f}"
+
+
+def _table(names: Sequence[str], lines: Sequence[Sequence[str]], *, words: Sequence[int]) -> list[str]:
+    marks = ["---" if i in words else "---:" for i in range(len(names))]
+    return [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in (names, marks, *lines)]

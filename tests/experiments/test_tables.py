@@ -1,0 +1,149 @@
+"""The table of an experiment against numpy and scipy, from judgements written by hand."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import stats
+
+from fairvlm_core.experiments.grid import Experiment, Recipe
+from fairvlm_core.experiments.picture import draw
+from fairvlm_core.experiments.tables import ACROSS, caption, heads, markdown, measure, rows, spread, summarise, terminal
+
+FULL = Recipe("full", "Full", {"stage1.attributes": ("sex",)})
+GRID = Experiment(
+    "made_up",
+    "Made up",
+    (FULL, FULL.derive("a", "A | B", {"stage2.epochs": 1}), FULL.derive("after", "After", postprocess=True)),
+    reference="full",
+)
+RNG = np.random.default_rng(0)
+VALUES = {name: RNG.normal(0.8, 0.05, (5, 2, 4)).round(6) for name in ("full", "a", "after")}
+VALUES["a"][:, 0, 0] = VALUES["full"][:, 0, 0] - [0.2, 0.21, 0.19, 0.2, 0.22]  # AUC, surely lower
+
+
+def evaluation(values):
+    """What evaluate writes, as far as a table reads it; values [attributes, (auc, es_auc, dpd, eod)]."""
+    names = ("es_auc", "dpd", "eod")
+    attributes = {
+        attribute: dict(zip(names, (None if np.isnan(v) else float(v) for v in line[1:]), strict=True))
+        for attribute, line in zip(("sex", "age_group"), values, strict=True)
+    }
+    across = {name: {"mean": float(np.mean([a[name] or 0 for a in attributes.values()]))} for name in names}
+    overall = {"accuracy": float(values[1, 0]), "auc": float(values[0, 0])}
+    test = {"n": 1234, "overall": overall, "attributes": attributes, "across": across}
+    return {"kind": "binary", "labels": ["glaucoma"], "test": test}
+
+
+def found(values=VALUES):
+    return {name: [evaluation(seed) for seed in seeds] for name, seeds in values.items()}
+
+
+@pytest.fixture(scope="module")
+def summary():
+    made = summarise(GRID, found(), min_cell=10)
+    json.dumps(made, allow_nan=False)
+    return made
+
+
+def test_means_and_deviations(summary):
+    assert summary["attributes"] == ["sex", "age_group", ACROSS]
+    for name in ("full", "a"):
+        assert measure(summary, name, "auc")["mean"] == pytest.approx(VALUES[name][:, 0, 0].mean())
+        eod = measure(summary, name, "eod", "age_group")
+        assert eod["mean"] == pytest.approx(VALUES[name][:, 1, 3].mean())
+        assert eod["sd"] == pytest.approx(VALUES[name][:, 1, 3].std(ddof=1))
+        assert eod["values"] == VALUES[name][:, 1, 3].tolist()
+        mean = measure(summary, name, "dpd", ACROSS)
+        assert mean["mean"] == pytest.approx(VALUES[name][:, :, 2].mean())
+
+
+def test_every_method_is_tested_against_the_reference_and_holm_corrects_over_the_methods(summary):
+    assert len(summary["tests"]) == 2 * (2 + 3 * 3)
+    by = {(test["metric"], test["attribute"], test["recipe"]): test for test in summary["tests"]}
+    eod = [VALUES[name][:, 0, 3] for name in ("a", "after")]
+    p = [stats.ttest_rel(values, VALUES["full"][:, 0, 3]).pvalue for values in eod]
+    for name, expected in zip(("a", "after"), p, strict=True):
+        assert by["eod", "sex", name]["p_value"] == pytest.approx(expected)
+    holm = sorted(by["eod", "sex", name]["p_holm"] for name in ("a", "after"))
+    assert holm == pytest.approx([min(2 * min(p), 1), min(max(max(p), 2 * min(p)), 1)])
+    # The post-processed decisions have no AUC, so that family has one test, which needs no correction.
+    assert by["auc", None, "after"]["p_value"] is None
+    assert by["auc", None, "a"]["p_holm"] == by["auc", None, "a"]["p_value"] < 1e-4
+    difference = VALUES["a"][:, 0, 0] - VALUES["full"][:, 0, 0]
+    assert by["auc", None, "a"]["difference"] == pytest.approx(difference.mean())
+    assert by["auc", None, "a"]["cohens_d"] == pytest.approx(difference.mean() / difference.std(ddof=1))
+
+
+def test_randomised_decisions_have_no_ranking(summary):
+    for metric, attribute in (("auc", None), ("es_auc", "sex"), ("es_auc", ACROSS)):
+        assert measure(summary, "after", metric, attribute)["mean"] is None
+    assert measure(summary, "after", "eod", "sex")["n"] == 5
+    assert "rank nobody" in caption(summary)
+
+
+def test_the_markdown_shows_all_of_it(summary):
+    shown = markdown(summary)
+    lines = shown.splitlines()
+    cells = [line for line in lines if line.startswith("| ")]
+    assert len(cells) == 2 + 3 * 3 + 2 + len(summary["tests"])
+    assert len({line.replace("\\|", "").count("|") for line in cells[:11]}) == 1
+    auc = VALUES["a"][:, 0, 0]
+    assert f"| A \\| B | 0.{round(VALUES['a'][:, 1, 0].mean() * 1000)}" in shown
+    assert f"{auc.mean():.3f} ± {auc.std(ddof=1):.3f} *" in shown
+    assert "Each method minus Full" in shown
+    assert "5 seeds" in caption(summary)
+    assert "fewer than 10 images" in caption(summary)
+    assert heads(summary)[-2:] == ["DPD", "EOD"]
+    assert rows(summary)[2][:4] == ["", "", "", ACROSS]
+
+
+def test_the_terminal_shows_every_method_in_80_columns(summary):
+    from rich.console import Console
+
+    console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(terminal(summary))
+    shown = console.export_text()
+    assert "…" not in shown
+    for title in ("Full", "After", f"{VALUES['full'][:, 0, 0].mean():.3f}"):
+        assert title in shown
+
+
+def test_numbers_that_some_seeds_lack():
+    values = {name: array.copy() for name, array in VALUES.items()}
+    values["a"][0, 0, 3] = np.nan  # suppressed in one seed
+    values["full"][:, 1, 1] = np.nan  # in all
+    made = summarise(GRID, found(values), min_cell=10)
+    eod = measure(made, "a", "eod", "sex")
+    assert (eod["n"], eod["values"][0]) == (4, None)
+    assert eod["mean"] == pytest.approx(values["a"][1:, 0, 3].mean())
+    assert spread(eod, 5).endswith("(4 of 5)")
+    test = next(t for t in made["tests"] if (t["recipe"], t["metric"], t["attribute"]) == ("a", "eod", "sex"))
+    assert test["n"] == 4
+    assert test["p_value"] == pytest.approx(stats.ttest_rel(values["a"][1:, 0, 3], values["full"][1:, 0, 3]).pvalue)
+    assert spread(measure(made, "full", "es_auc", "age_group"), 5) == "–"
+    json.dumps(made, allow_nan=False)
+    markdown(made)
+
+
+def test_one_seed_claims_nothing():
+    made = summarise(GRID, {name: seeds[:1] for name, seeds in found().items()}, min_cell=10)
+    assert all(test["p_holm"] is None for test in made["tests"])
+    assert "*" not in "".join(cell for row in rows(made) for cell in row)
+    assert "±" not in markdown(made)
+    assert "one seed" in caption(made)
+
+
+def test_the_picture_has_a_panel_per_measure(summary, tmp_path):
+    draw(summary, tmp_path / "picture.png")
+    width, height = Image.open(tmp_path / "picture.png").size
+    assert width > 3 * height
+    nobody = {name: [{**e, "test": {**e["test"], "attributes": {}}} for e in seeds] for name, seeds in found().items()}
+    without = summarise(GRID, nobody, min_cell=10)
+    assert without["attributes"] == []
+    markdown(without)
+    draw(without, tmp_path / "other.png")
+    assert Image.open(tmp_path / "other.png").size[0] < width
