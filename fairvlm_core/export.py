@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 
-class Precision(str, Enum):
+class Precision(StrEnum):
     """Precision of the weights that are written."""
 
     float32 = "float32"

@@ -44,12 +44,10 @@ def image_tokens(config: Any, image_size: int) -> int:
 def chat_template(tokenizer: Any) -> str:
     """The Mistral instruct template over several rounds, with the image before the first question.
 
-    It begins with the begin token only where the tokenizer does not add one itself.
+    The begin token is the tokenizer's to add: `prepare_processor` sees to it.
     """
-    added = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
-    begin = "" if added or tokenizer.bos_token is None else tokenizer.bos_token
     return (
-        begin + "{% for message in messages %}"
+        "{% for message in messages %}"
         "{% if message['role'] not in ('user', 'assistant') %}"
         "{{ raise_exception('This model knows the roles user and assistant only.') }}"
         "{% endif %}"
@@ -108,6 +106,7 @@ def prepare_processor(checkpoint: str, config: Any, image_size: int | None = Non
         ) from None
     _check_tokenizer(checkpoint, config, tokenizer, settings)
     fields, repaired = _fields(checkpoint, config, settings)
+    repaired += _repair_ends(tokenizer)
     side = _side(checkpoint, config, pictures, repaired)
     _check_count(checkpoint, config, fields, side)
     image_tokens(config, image_size or side)
@@ -119,7 +118,7 @@ def prepare_processor(checkpoint: str, config: Any, image_size: int | None = Non
     if template is None:
         repaired.append("chat_template (missing)")
     elif not _is_ours(processor):
-        repaired.append("chat_template (not the Mistral instruct form, in which this model is trained and asked)")
+        repaired.append("chat_template (another form than the one in which the model is trained and asked)")
     if repaired and repaired[-1].startswith("chat_template"):
         processor.chat_template = chat_template(tokenizer)
     return processor, repaired
@@ -127,7 +126,7 @@ def prepare_processor(checkpoint: str, config: Any, image_size: int | None = Non
 
 def said(checkpoint: str, repaired: list[str]) -> str:
     """One sentence that says what was repaired."""
-    return f"The processor of {checkpoint} is used with these settings from the model: {', '.join(repaired)}."
+    return f"The processor of {checkpoint} was repaired to fit the model: {', '.join(repaired)}."
 
 
 def _check_tokenizer(checkpoint: str, config: Any, tokenizer: Any, settings: dict[str, Any]) -> None:
@@ -150,6 +149,20 @@ def _check_tokenizer(checkpoint: str, config: Any, tokenizer: Any, settings: dic
         number = index if name == "image_token" else getattr(tokenizer, f"{name}_id")
         if number is not None and number >= rows:
             refuse(f"The {name} has the id {number}, but the language model knows {rows} tokens.")
+
+
+def _repair_ends(tokenizer: Any) -> list[str]:
+    """A prompt begins with the begin token, where there is one, and does not end with the end token."""
+    repaired = []
+    written = tokenizer("a")["input_ids"]
+    if tokenizer.bos_token_id is not None and written[0] != tokenizer.bos_token_id:
+        repaired.append("add_bos_token true")
+    if written[-1] == tokenizer.eos_token_id:
+        repaired.append("add_eos_token false")
+    if repaired:  # either setting rewrites what is added at both ends
+        tokenizer.add_eos_token = False
+        tokenizer.add_bos_token = tokenizer.bos_token_id is not None
+    return repaired
 
 
 def _fields(checkpoint: str, config: Any, settings: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -241,4 +254,4 @@ def _is_ours(processor: Any) -> bool:
         )
     except Exception:  # a template is a program of its own: whatever it raises, it does not write what is needed
         return False
-    return text.removeprefix(processor.tokenizer.bos_token or "").strip() == chat("What is this?")
+    return text.strip() == chat("What is this?")

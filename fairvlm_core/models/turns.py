@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import takewhile
 from typing import Any
 
-from fairvlm_core.cohort.prompts import IMAGE, chat
+from fairvlm_core.cohort.prompts import IMAGE, NO, YES, chat
 from fairvlm_core.errors import CohortError
 from fairvlm_core.models.packing import Turn
 
@@ -31,19 +32,34 @@ class Speech:
     image_tokens: int
     longest: int
 
+    @cached_property
+    def space(self) -> tuple[int, ...]:
+        """Tokens of white space that every answer begins with, usually none.
+
+        Behind a special token, sentencepiece may write a space of its own. It belongs to the prompt then: at that token
+        yes and no could not be told apart.
+        """
+        prompt = "[INST] a [/INST]"
+        yes, no = (split_answer(self.tokenizer, prompt, f"{prompt} {answer}") for answer in (YES, NO))
+        shared = _shared(yes[0][yes[1] :], no[0][no[1] :])
+        return tuple(takewhile(lambda token: not self.tokenizer.decode([token]).strip(), shared))
+
+    def split(self, prompt: str, text: str) -> tuple[list[int], int]:
+        """As `split_answer`, but for the space that every answer begins with."""
+        told, start = split_answer(self.tokenizer, prompt, text)
+        return told, start + len(self.space) * (tuple(told[start : start + len(self.space)]) == self.space)
+
 
 def split_answer(tokenizer: Any, prompt: str, text: str) -> tuple[list[int], int]:
-    """Token ids of a text that begins with a prompt, and the place of the first one that belongs to the answer.
-
-    Tokens of white space before the answer count to the prompt: sentencepiece writes one behind a special token, and
-    since all answers begin with it, it tells none from another.
-    """
+    """Token ids of a text that begins with a prompt, and the place of the first one that is not the prompt's."""
     asked = tokenizer(prompt, add_special_tokens=False)["input_ids"]
     told = tokenizer(text, add_special_tokens=False)["input_ids"]
-    start = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(asked, told, strict=False)))
-    while start < len(told) and not tokenizer.decode([told[start]]).strip():
-        start += 1
-    return told, start
+    return told, len(_shared(asked, told))
+
+
+def _shared(first: Sequence[int], second: Sequence[int]) -> list[int]:
+    """The beginning that two sequences share."""
+    return [a for a, _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False))]
 
 
 def sequence(speech: Speech, prompt: str, answer: str, limit: int = 0) -> Turn:
@@ -52,7 +68,7 @@ def sequence(speech: Speech, prompt: str, answer: str, limit: int = 0) -> Turn:
     Raises:
         CohortError: a text holds the image's token, or is longer than the language model can take.
     """
-    told, start = split_answer(speech.tokenizer, prompt, f"{prompt} {answer}")
+    told, start = speech.split(prompt, f"{prompt} {answer}")
     told = told[: start + limit] if limit else told
     return _with_image(speech, [*told, speech.tokenizer.eos_token_id], start)
 
@@ -78,7 +94,7 @@ def conversation(speech: Speech, rounds: Sequence[tuple[str, str]], demographics
     asked: list[tuple[int, int]] = []
     for number, (question, reply) in enumerate(rounds):
         prompt = text + (f"[INST] {question} [/INST]" if number else chat(question, demographics))
-        told, start = split_answer(tokenizer, prompt, f"{prompt} {reply}")
+        told, start = speech.split(prompt, f"{prompt} {reply}")
         # The end token of each earlier round, and nothing else, is found in the text.
         if told.count(tokenizer.eos_token_id) != number or told[: len(ids)] != ids:
             raise CohortError(

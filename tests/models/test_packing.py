@@ -7,7 +7,7 @@ import torch
 from bases import SIZE, TASKS, write_bases
 
 from fairvlm_core.cohort.prompts import chat
-from fairvlm_core.models.packing import Turn, pack, shared_prefix
+from fairvlm_core.models.packing import Turn, micro_batches, pack, packed_length, shared_prefix
 from fairvlm_core.models.vlm import load_base
 
 
@@ -93,3 +93,56 @@ def test_identical_sequences_keep_their_last_token_apart():
     packed = pack([[Turn((1, 2, 3), 2), Turn((1, 2, 3), 2)]])
     assert packed.target.tolist() == [3, 3]
     assert packed.source.tolist() == [1, 1]
+
+
+def padding(lengths, groups):
+    """Share of the tokens that are padding, by a plain loop."""
+    real = computed = 0
+    for group in groups:
+        for index in group:
+            real += lengths[index]
+            computed += max(lengths[other] for other in group)
+    return 1 - real / computed
+
+
+@pytest.mark.parametrize("spread", [0, 20, 400])
+def test_micro_batches_hold_each_image_once_with_little_padding(spread):
+    generator = torch.Generator().manual_seed(spread)
+    lengths = (700 + torch.randint(0, spread + 1, (64,), generator=generator)).tolist()
+    groups = micro_batches(lengths, 8)
+    assert sorted(index for group in groups for index in group) == list(range(64))
+    assert all(len(group) <= 8 for group in groups)
+    assert padding(lengths, groups) < 0.05
+    assert max(len(group) for group in groups) == 8
+    # Where the lengths allow it, there are no more micro-batches than there must be.
+    assert len(groups) == 8 if spread < 400 else len(groups) < 20
+    in_order = [list(range(start, start + 8)) for start in range(0, 64, 8)]
+    assert padding(lengths, groups) <= padding(lengths, in_order)
+    assert lengths[groups[0][0]] == max(lengths)
+
+
+def test_lengths_that_differ_too_much_stay_apart():
+    assert micro_batches([10, 100, 99, 1000], 4) == [[3], [1, 2], [0]]
+    assert micro_batches([10, 100, 99, 1000], 4, waste=1) == [[3, 1, 2, 0]]
+    assert micro_batches([5, 5, 5], 2) == [[0, 1], [2]]
+    assert micro_batches([], 4) == []
+    with pytest.raises(ValueError, match="size"):
+        micro_batches([1], 0)
+
+
+def test_the_packed_length_is_that_of_the_row(vlm):
+    asked = [vlm.sequence(chat(question), "Yes") for question in ("Does this image show edema?", "Is it large?")]
+    for turns in (asked, asked[:1]):
+        assert packed_length(turns) == pack([turns]).ids.shape[1]
+
+
+def test_the_questions_of_a_conversation_are_no_targets():
+    """Two rounds in one branch: what was asked in between is seen, not learnt."""
+    rounds = Turn((1, 2, 3, 4, 5, 6, 7), 2, ((4, 6),))
+    packed = pack([[Turn((1, 2, 8), 2), rounds]])
+    assert rounds.learnt == [2, 3, 6]
+    assert packed.ids.tolist() == [[1, 2, 8, 3, 4, 5, 6, 7]]
+    assert packed.target.tolist() == [8, 3, 4, 7]
+    assert packed.source.tolist() == [1, 1, 3, 6]
+    assert packed.lengths.tolist() == [1, 3]
+    assert packed.sequence.tolist() == [0, 1, 1, 1]

@@ -95,6 +95,21 @@ def test_published_checkpoints_are_named_not_copied(cohort, tmp_path):
     assert base_path(tmp_path / "out", "dual") == "openai/clip-vit-base-patch16"
 
 
+def test_a_published_folder_that_stage1_could_not_use_is_refused_at_once(cohort, tmp_path):
+    base = tmp_path / "tiny"
+    make(cohort, base)
+    weights = base / "llava" / "model.safetensors"
+    weights.rename(tmp_path / "pytorch_model.bin")
+    config = base_models.Config(preset="published", vlm=str(base / "llava"), dual="openai/clip-vit-base-patch16")
+    with pytest.raises(CheckpointError, match="no safetensors"):
+        execute("base_models", config, {"cohort": cohort}, {"out": tmp_path / "out"})
+    (tmp_path / "pytorch_model.bin").rename(weights)
+    other = base_models.Config(**{**vars(config), "image_size": 60})
+    with pytest.raises(CheckpointError, match="60 pixels"):
+        execute("base_models", other, {"cohort": cohort}, {"out": tmp_path / "out"})
+    assert not (tmp_path / "out").exists()
+
+
 def test_mistakes_are_told(cohort, tmp_path):
     with pytest.raises(ConfigError, match=r"base_models\.dual is empty"):
         execute(
