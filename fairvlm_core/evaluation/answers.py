@@ -22,7 +22,7 @@ STOP, COMMA, COLON = ".", ",", ":"
 ARTICLES = frozenset(("a", "an", "the"))
 AFFIRMED, DENIED = frozenset(("yes", "yeah", "yep")), frozenset(("nope", "nah"))
 # A "no" before one of these, or before a mark, is the answer itself; before another word it negates that word.
-AFTER_A_PLAIN_NO = ARTICLES | {"i", "it", "there", "this", "that", "these", "those", "he", "she", "they", "we"}
+AFTER_A_PLAIN_NO = frozenset(("the", "i", "it", "there", "this", "that", "these", "those", "he", "she", "they", "we"))
 NEGATIONS = frozenset(
     ("no", "not", "non", "without", "absent", "denies", "denied", "excludes", "excluded", "lacks", "lacking", "neither")
 ) | {"never", "none", "nor", "negative", "free", "absence", "lack", "resolved"}

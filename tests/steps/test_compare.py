@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import re
 
 import generated_predictions as generated
 import pyarrow as pa
@@ -132,3 +134,44 @@ def test_summary_fits_a_terminal_and_names_the_report(inputs, tmp_path, capsys):
     assert max(map(len, printed_by_step.splitlines())) <= 80
     for word in ("Model", "Accuracy", "AUC", "ES-AUC", "DPG", "EOD", "Stage 1", "Fair-MoE", "sex × age group"):
         assert word in printed
+
+
+@pytest.mark.parametrize("inputs", ["multilabel"], indirect=True)
+def test_answers_and_pictures_are_shown_where_there_are_any(inputs, tmp_path):
+    """Stage 1 and Stage 2 answered in words and drew their attention; Fair-MoE has no words."""
+    folders = {"strata": inputs["strata"], "fair_moe": inputs["fair_moe"]}
+    pictures = {}
+    for place, name in enumerate(("stage1", "stage2")):
+        table = read_predictions(inputs[name]).drop_columns(["y_pred"])
+        answer = [None if i % (3 + place) == 0 else i % 2 for i in range(len(table))]
+        table = table.append_column("y_answer", pa.array(answer, pa.int8()))
+        folders[name] = write_evaluation(tmp_path / name, table, "multilabel")
+        Image.new("RGB", (4, 4), (place, 0, 0)).save(folders[name] / "attention.png")
+        pictures[name] = (folders[name] / "attention.png").read_bytes()
+    metrics, found = compare(folders, tmp_path / "out")
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Answers in words" in page
+    assert "img-src data:" in page
+    shown = re.findall(r'<img class="looks" alt="([^"]+)" src="data:image/png;base64,([^"]+)"', page)
+    assert [base64.b64decode(picture) for _, picture in shown] == list(pictures.values())
+    assert "Stage 1" in shown[0][0]
+    assert not re.search(r"https?://|<script|<link", page)
+    lines = (tmp_path / "out" / "table.md").read_text().splitlines()
+    for name, title in (("stage1", "Stage 1"), ("stage2", "Stage 2")):
+        judged = found["models"][name]["test"]["answers"]
+        assert metrics[f"{name}_test_answer_undecided"] == judged["undecided"]
+        shares = " | ".join(f"{judged[key]:.3f}" for key in ("accuracy", "undecided", "agreement"))
+        assert any(line.startswith(f"| {title} | ") and line.endswith(f"| {shares} |") for line in lines)
+        assert f">{judged['undecided']:.3f}<" in page
+    assert "answers" not in found["models"]["fair_moe"]["test"]
+    assert "fair_moe_test_answer_accuracy" not in metrics
+
+
+@pytest.mark.parametrize("inputs", ["binary"], indirect=True)
+def test_without_answers_and_pictures_nothing_is_said_of_them(inputs, tmp_path):
+    compare(inputs, tmp_path / "out")
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Answers in words" not in page
+    assert "<img" not in page
+    assert "img-src" not in page
+    assert "Agreement" not in (tmp_path / "out" / "table.md").read_text()

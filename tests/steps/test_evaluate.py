@@ -6,6 +6,7 @@ import json
 
 import generated_predictions as generated
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -86,3 +87,23 @@ def test_missing_thresholds_name_the_step_that_makes_them(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(FairVLMError, match="fairvlm tune_thresholds"):
         evaluate(source, tmp_path / "out", tmp_path / "empty")
+
+
+def test_answers_in_words_are_judged_and_the_picture_goes_along(tmp_path):
+    """Where predict wrote answers and the picture of attention, both reach the model's figures."""
+    table = generated.table("binary")
+    answer = [None if i % 10 == 0 else value for i, value in enumerate(table.column("y_true").to_pylist())]
+    source = tmp_path / "p"
+    table = table.append_column("y_answer", pa.array(answer, pa.int8()))
+    write_predictions(table, source / "predictions.parquet", kind="binary")
+    Image.new("RGB", (4, 4)).save(source / "attention.png")
+    execute("tune_thresholds", tune_thresholds.Config(), {"predictions": source}, {"out": source / "thresholds"})
+    metrics = evaluate(source, tmp_path / "out")
+    assert metrics["test_answer_undecided"] == pytest.approx(0.1)
+    assert metrics["test_answer_accuracy"] == pytest.approx(0.9)
+    given = scores(read_predictions(tmp_path / "out"), "test")
+    decided = ~np.isnan(given.y_answer)
+    agreement = (given.y_answer == given.y_pred)[decided].mean()
+    assert metrics["test_answer_agreement"] == pytest.approx(agreement, abs=1e-6)
+    assert read_predictions(tmp_path / "out").column("y_answer").to_pylist() == answer
+    assert (tmp_path / "out" / "attention.png").read_bytes() == (source / "attention.png").read_bytes()
