@@ -48,23 +48,23 @@ def ran(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runner, "execute", until)
         with pytest.raises(FairVLMError, match="Stopped"):
-            run_experiment(GRID, PARAMS, out, seeds=2)
+            run_experiment(GRID, PARAMS, out, seeds=1)
     before = list(calls)
     assert not list(out.glob("smaller.*"))
     calls.clear()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runner, "execute", lambda name, *rest: calls.append(name) or whole(name, *rest))
-        summary = run_experiment(GRID, PARAMS, out, seeds=2)
+        summary = run_experiment(GRID, PARAMS, out, seeds=1)
     return out, summary, before, calls
 
 
 def test_what_was_done_before_the_stop_is_not_done_again(ran):
     _, _, before, after = ran
     once = [*before[:-1], *after]
-    for step, times in {"ingest": 1, "validate": 1, "stratify": 1, "base_models": 1, "stage1": 2, "stage2": 4}.items():
+    for step, times in {"ingest": 1, "validate": 1, "stratify": 1, "base_models": 1, "stage1": 1, "stage2": 2}.items():
         assert once.count(step) == times, step
-    # Three recipes and two seeds; the post-processed predictions are those of the full method.
-    assert (once.count("predict"), once.count("tune_thresholds"), once.count("evaluate")) == (4, 4, 6)
+    # Three recipes; the post-processed predictions are those of the full method.
+    assert (once.count("predict"), once.count("tune_thresholds"), once.count("evaluate")) == (2, 2, 3)
 
 
 def test_the_tables_are_those_of_the_evaluations(ran):
@@ -74,12 +74,12 @@ def test_the_tables_are_those_of_the_evaluations(ran):
     assert (out / "smaller.md").read_text().startswith(f"# {GRID.title}")
     assert (out / "smaller.png").stat().st_size > 10_000
     for name, runs in summary["runs"].items():
-        for seed, folders in enumerate(runs):
-            judged = json.loads((out / folders["evaluate"] / "evaluation.json").read_text())
-            expected = judged["test"]["attributes"]["sex"]["eod"]
-            assert measure(summary, name, "eod", "sex")["values"][seed] == expected
-            assert json.loads((out / folders["stage2"] / "config.json").read_text())["seed"] == seed
-            assert judged["thresholds"]["split"] == "validation"
+        (folders,) = runs
+        judged = json.loads((out / folders["evaluate"] / "evaluation.json").read_text())
+        assert measure(summary, name, "eod", "sex")["values"] == [judged["test"]["attributes"]["sex"]["eod"]]
+        weight = json.loads((out / folders["stage2"] / "config.json").read_text())["fairness_weight"]
+        assert weight == (0.0 if name == "no_fairness_loss" else 0.1)
+        assert judged["thresholds"]["split"] == "validation"
 
 
 def test_the_post_processed_decisions_are_evaluated_at_one_half(ran):
@@ -98,17 +98,17 @@ def test_a_finished_experiment_does_nothing_and_writes_the_same(ran, monkeypatch
     before = {file.name: file.read_bytes() for file in out.glob("smaller.*")}
     assert len(before) == 3
     monkeypatch.setattr(runner, "execute", lambda *_: pytest.fail("a step ran again"))
-    run_experiment(GRID, PARAMS, out, seeds=2)
+    run_experiment(GRID, PARAMS, out, seeds=1)
     assert {file.name: file.read_bytes() for file in out.glob("smaller.*")} == before
 
 
 def test_what_is_missing_is_made_again_and_nothing_else(ran, monkeypatch):
     out, summary, _, _ = ran
     before = (out / "smaller.json").read_bytes()
-    shutil.rmtree(out / summary["runs"]["no_fairness_loss"][1]["evaluate"])
+    shutil.rmtree(out / summary["runs"]["no_fairness_loss"][0]["evaluate"])
     calls, whole = [], runner.execute
     monkeypatch.setattr(runner, "execute", lambda name, *rest: calls.append(name) or whole(name, *rest))
-    run_experiment(GRID, PARAMS, out, seeds=2)
+    run_experiment(GRID, PARAMS, out, seeds=1)
     assert calls == ["evaluate"]
     assert (out / "smaller.json").read_bytes() == before
 
