@@ -185,12 +185,16 @@ def caption(summary: Mapping[str, Any]) -> str:
     """How to read the table."""
     reference = titles(summary)[summary["reference"]]
     seeds, cell = summary["seeds"], summary["min_cell"]
-    sentences = [
-        f"Test split, {summary['n']:,} images; mean ± standard deviation over {seeds} seeds of the training."
-        if seeds > 1
-        else f"Test split, {summary['n']:,} images; one seed, so nothing can be said about chance.",
-        f"* differs from {reference}: paired two-sided t-test over the seeds, p < {LEVEL} after Holm's correction over "
-        "the methods.",
+    images = f"Test split, {summary['n']:,} images"
+    if seeds > 1:
+        sentences = [
+            f"{images}; mean ± standard deviation over {seeds} seeds of the training.",
+            f"* differs from {reference}: paired two-sided t-test over the seeds, p < {LEVEL} after Holm's correction "
+            "over the methods.",
+        ]
+    else:
+        sentences = [f"{images}; one seed, so nothing can be said about chance."]
+    sentences += [
         f"Thresholds and epochs were chosen on validation; groups of fewer than {cell} images are left out; "
         "– where there is no number.",
     ]

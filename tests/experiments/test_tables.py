@@ -135,6 +135,7 @@ def test_one_seed_claims_nothing():
     assert "*" not in "".join(cell for row in rows(made) for cell in row)
     assert "±" not in markdown(made)
     assert "one seed" in caption(made)
+    assert "t-test" not in caption(made)
 
 
 def test_the_picture_has_a_panel_per_measure(summary, tmp_path):
