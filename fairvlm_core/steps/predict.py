@@ -166,16 +166,20 @@ def _draw_attention(
     keys = rows.column("image").to_pylist()
     images = store.read([keys[row] for row, _ in cases])
     questions = [0 if task.kind == "multiclass" else label for _, label in cases]
-    base = load_base(base_path(inputs["base"], described["family"]), task, model.image_size)
-    looks = []
-    for title, looking in (("Base model", base), (TITLES.get(name, name), model)):
+
+    def look(title: str, looking: Any) -> list[Look]:
         scores = looking.score(images)
-        looks.append(
-            [
-                Look(title, float(scores[i, label]), attention_map(looking, images[i], question))
-                for i, ((_, label), question) in enumerate(zip(cases, questions, strict=True))
-            ]
-        )
+        return [
+            Look(title, float(scores[i, label]), attention_map(looking, images[i], question))
+            for i, ((_, label), question) in enumerate(zip(cases, questions, strict=True))
+        ]
+
+    trained = look(TITLES.get(name, name), model)
+    model.llava.to("cpu")  # an accelerator need not hold both; this is the model's last use
+    looks = [
+        look("Base model", load_base(base_path(inputs["base"], described["family"]), task, model.image_size)),
+        trained,
+    ]
     drawn = [
         Case(image, task.concepts[label], pair) for image, (_, label), *pair in zip(images, cases, *looks, strict=True)
     ]

@@ -233,3 +233,20 @@ def test_chromium_shows_the_page_without_errors_or_requests(tmp_path):
     hosts, logged = show("faulty", '<img src="http://picture.invalid/x.png"><script>console.error("heard")</script>')
     assert hosts == {"picture.invalid"}
     assert "CONSOLE" in logged
+
+
+def test_answers_of_one_of_several_models_are_reported_as_its_own(tmp_path):
+    """In a file of several models, one that was never asked in words has no answers, not only undecided ones."""
+    plain, fair = generated.table("binary", model="plain"), generated.table("binary", model="fair", bias=0.0)
+    answer = pa.array([None if i % 4 == 0 else i % 2 for i in range(len(fair))], pa.int8())
+    both = pa.concat_tables([plain, fair.append_column("y_answer", answer)], promote_options="permissive")
+    path = write_predictions(both, tmp_path / "predictions.parquet", kind="binary")
+    subjects, _, _ = subjects_in(read_predictions(path), min_cell=10, where=path)
+    assert ["answers" in subject.judgement for subject in subjects] == [False, True]
+    assert subjects[1].judgement["answers"]["undecided"] == 0.25
+    page = report(tmp_path, both, "binary")
+    assert "Answers in words" in page
+    assert Outline(page).open == []
+    assert ">0.250</td>" in page
+    alone = fair.append_column("y_answer", pa.nulls(len(fair), pa.int8()))
+    assert ">1.000</td>" in report(tmp_path, alone, "binary")  # asked, and never decided
