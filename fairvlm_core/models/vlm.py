@@ -14,8 +14,8 @@ from torch import Tensor
 
 from fairvlm_core.cohort.prompts import NO, YES, chat, questions
 from fairvlm_core.cohort.table import Task
-from fairvlm_core.errors import CheckpointError
-from fairvlm_core.files import read_json, write_json
+from fairvlm_core.errors import CheckpointError, CohortError
+from fairvlm_core.files import process_rank, read_json, write_json
 from fairvlm_core.losses.answers import option_scores
 from fairvlm_core.models import checkpoint_config, device, pixel_statistics, pixels, write_description
 from fairvlm_core.models.adapters import check_adapter, fingerprint, record_base
@@ -65,9 +65,20 @@ class VLM:
         return inner.model
 
     def features(self, images: np.ndarray | Tensor) -> Tensor:
-        """Patch features [n, P, d_vision] of the layer that the projector reads."""
+        """Patch features [n, P, d_vision] of the layer that the projector reads (of several, side by side).
+
+        Raises:
+            CohortError: the images are of another size than the model was loaded for.
+        """
         config = self.llava.config
         tower = self.parts.vision_tower
+        side = images.shape[2]  # of [n, S, S, 3] and of [n, 3, S, S]
+        if side != self.image_size:
+            # Of features that are too many, the last would be left out without a word.
+            raise CohortError(
+                f"Images of {side} pixels were given to a model for {self.image_size} pixels.",
+                mend="Ingest the images in the size that the model was trained with.",
+            )
         extra = {}
         if (
             config.vision_config.model_type == "clip_vision_model"
@@ -77,14 +88,7 @@ class VLM:
         hidden = tower(pixels(images, self.mean, self.std), output_hidden_states=True, **extra).hidden_states
         layers = config.vision_feature_layer
         chosen = torch.cat([hidden[layer] for layer in ([layers] if isinstance(layers, int) else layers)], dim=-1)
-        chosen = chosen[:, 1:] if config.vision_feature_select_strategy == "default" else chosen
-        if chosen.shape[1] != self.image_tokens:
-            raise CheckpointError(
-                f"The vision tower gives {chosen.shape[1]} features of an image, not {self.image_tokens}.",
-                where=f"vision tower of the type {config.vision_config.model_type}",
-                mend="Use a CLIP, SigLIP or DINOv2 tower.",
-            )
-        return chosen
+        return chosen[:, 1:] if config.vision_feature_select_strategy == "default" else chosen
 
     def project(self, features: Tensor) -> Tensor:
         """Image tokens [n, P, d] in the space of the language model's input embeddings.
@@ -223,7 +227,13 @@ class VLM:
 
     def save(self, folder: Path) -> None:
         """Write the adapter that was trained last, and which base it needs, without any path of this machine."""
-        self.llava.save_pretrained(str(folder), save_embedding_layers=False)
+        trained = {
+            # Where the weights are spread over several processes, each has a part of every one.
+            name: parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
+            for name, parameter in self.llava.named_parameters()
+            if parameter.requires_grad
+        }
+        self.llava.save_pretrained(str(folder), save_embedding_layers=False, state_dict=trained)
         (folder / "README.md").unlink(missing_ok=True)
         config = folder / "adapter_config.json"
         # peft notes where the base lay; which base it is, is `bases.json`'s to say, and it may lie elsewhere tomorrow.
@@ -247,7 +257,7 @@ def load_base(checkpoint: str, task: Task, image_size: int, *, dtype: torch.dtyp
     config = checkpoint_config(checkpoint, ("llava",))
     check_weights(checkpoint)
     _, repaired = prepare_processor(checkpoint, config, image_size)
-    if repaired:
+    if repaired and process_rank() == 0:
         print(said(checkpoint, repaired), flush=True)
     if dtype is None:
         dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32

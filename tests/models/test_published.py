@@ -12,7 +12,7 @@ from bases import TASKS
 from published import PATCH, SIZE, TOKENIZERS, edit, sentencepiece, write_published
 
 from fairvlm_core.cohort.prompts import NO, YES, chat, questions
-from fairvlm_core.errors import CheckpointError
+from fairvlm_core.errors import CheckpointError, CohortError
 from fairvlm_core.losses.answers import instruction_loss
 from fairvlm_core.models import checkpoint_config, pixels
 from fairvlm_core.models.packing import pack
@@ -236,6 +236,21 @@ def test_the_image_must_have_a_row_in_the_language_model(folder):
         loaded(folder)
 
 
+def test_images_of_another_size_are_refused(original):
+    vlm = loaded(original[0])
+    for images in (np.zeros((1, 84, 84, 3), dtype=np.uint8), torch.zeros(1, 3, 84, 84)):
+        with pytest.raises(CohortError, match="Images of 84 pixels were given to a model for 56"):
+            vlm.features(images)
+
+
+def test_a_tower_of_another_type_is_refused(folder):
+    content = json.loads((folder / "config.json").read_text())
+    content["vision_config"] |= {"model_type": "siglip_vision_model"}
+    (folder / "config.json").write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match='vision tower is of the type "siglip_vision_model"'):
+        loaded(folder)
+
+
 def test_images_must_be_cut_into_whole_patches(folder):
     with pytest.raises(CheckpointError, match=r"60 pixels .* patches of 14") as caught:
         loaded(folder, size=60)
@@ -349,7 +364,7 @@ def test_checkpointed_gradients_are_the_same(original):
         vlm.llava.train()
         if on:
             vlm.checkpoint_gradients()
-        counted = []
+        counted: list[int] = []
         for part in (vlm.parts.language_model.layers[0].mlp, vlm.parts.vision_tower.encoder.layers[0].mlp):
             part.register_forward_pre_hook(lambda *_, counted=counted: counted.append(1))
         packed = pack([vlm.turns()] * len(IMAGES))
