@@ -10,6 +10,7 @@ RUN python3 -m venv /opt/fairvlm \
     && /opt/fairvlm/bin/pip install --no-cache-dir --requirement requirements.lock "setuptools==84.2.1"
 COPY pyproject.toml README.md LICENSE ./
 COPY fairvlm_core fairvlm_core
+COPY experiments experiments
 RUN /opt/fairvlm/bin/pip install --no-cache-dir --no-index --no-deps --no-build-isolation .
 
 FROM ${BASE_IMAGE}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fairvlm_core.config import Port, check, option
-from fairvlm_core.errors import CohortError
+from fairvlm_core.errors import CohortError, ConfigError
 from fairvlm_core.evaluation import CRITERIA
 
 if TYPE_CHECKING:
@@ -62,6 +62,19 @@ class TaskConfig(TrainingConfig):
     micro_batch: int = option(
         0, "Images that the language model takes at once; the losses still see the batch whole. 0: all.", low=0
     )
+    shard: bool = option(
+        False,
+        "Spread the model's weights over the processes that torchrun started (FSDP2), when one GPU cannot hold it.",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.shard and self.debiasing == "adversarial":
+            raise ConfigError(
+                "Adversarial debiasing needs two gradients of one forward pass, which a sharded model does not give.",
+                where="shard, debiasing",
+                mend="Set shard to false, or choose another debiasing.",
+            )
 
 
 def begin(

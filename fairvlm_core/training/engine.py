@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from fairvlm_core.errors import FairVLMError
 from fairvlm_core.files import written
 from fairvlm_core.training import ranks
+from fairvlm_core.training.sharding import part_like, whole
 
 CHECKPOINT_EVERY = 25  # optimiser steps
 
@@ -103,7 +104,7 @@ def fit(
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
         optimizer.zero_grad(set_to_none=True)
         terms = gradients(current[place], generator)
-        terms["gradient_norm"] = nn.utils.clip_grad_norm_(named.values(), schedule.clip)
+        terms["gradient_norm"] = whole(nn.utils.clip_grad_norm_(named.values(), schedule.clip))
         figures = {name: float(value.detach() if isinstance(value, Tensor) else value) for name, value in terms.items()}
         wrong = [name for name, value in figures.items() if not math.isfinite(value)]
         if wrong:
@@ -129,11 +130,11 @@ def fit(
             if "score" not in figures or figures["score"] > state["best_score"]:
                 state["best_score"] = figures.get("score", 0.0)
                 best = {name: parameter.detach().clone() for name, parameter in named.items()}
-        if ranks.rank() == 0 and (ends or state["step"] % CHECKPOINT_EVERY == 0):
+        if ends or state["step"] % CHECKPOINT_EVERY == 0:
             _save(checkpoint, key, state, named, buffers, optimizer, best)
     with torch.no_grad():
         for name, chosen in best.items():
-            named[name].copy_(chosen)
+            named[name].copy_(part_like(chosen, named[name]))
     return state["history"]
 
 
@@ -161,7 +162,7 @@ def _save(
     optimizer: torch.optim.Optimizer,
     best: dict[str, Tensor],
 ) -> None:
-    """One safetensors file holds it all, so that it is replaced as a whole or not at all."""
+    """One safetensors file holds it all, so that it is replaced as a whole or not at all; the first rank writes it."""
     from safetensors.torch import save_file
 
     tensors = {f"now/{name}": parameter.detach() for name, parameter in named.items()}
@@ -169,7 +170,9 @@ def _save(
     tensors |= {f"buffer/{name}": value for name, value in buffers.items()}
     for name, parameter in named.items():
         tensors |= {f"adam/{name}/{part}": value for part, value in optimizer.state[parameter].items()}
-    tensors = {name: value.cpu().contiguous() for name, value in tensors.items()}
+    tensors = {name: whole(value).cpu().contiguous() for name, value in tensors.items()}
+    if ranks.rank() > 0:
+        return
     with written(path) as partial:
         save_file(tensors, partial, metadata={"key": key, "state": json.dumps(state)})
 
@@ -193,7 +196,7 @@ def _resume(
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     with torch.no_grad():
         for name, parameter in named.items():
-            parameter.copy_(tensors[f"now/{name}"])
+            parameter.copy_(part_like(tensors[f"now/{name}"], parameter))
             prefix = f"adam/{name}/"
             optimizer.state[parameter] = {
                 full.removeprefix(prefix): _as_stored(value, parameter)
@@ -208,4 +211,4 @@ def _resume(
 
 def _as_stored(value: Tensor, parameter: nn.Parameter) -> Tensor:
     """Moments live beside their parameter; the step count, a scalar, stays on the CPU as AdamW keeps it."""
-    return value.to(parameter.device) if value.ndim else value
+    return part_like(value.to(parameter.device), parameter) if value.ndim else value

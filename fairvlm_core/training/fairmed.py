@@ -29,6 +29,7 @@ from fairvlm_core.training.objectives import (
     fairness_losses,
 )
 from fairvlm_core.training.passes import batch_gradient
+from fairvlm_core.training.sharding import shard
 
 ADVERSARY_RATE = 10.0  # an adversary that learns as slowly as what it watches never catches up
 
@@ -37,6 +38,8 @@ def train_stage1(vlm: VLM, job: Job, config: Any) -> dict[str, list]:
     """Concept alignment of the projector, then instruction tuning (FairMed-VLM, Stage 1); the tower is frozen."""
     torch.manual_seed(job.seed)  # LoRA starts at random
     vlm.add_adapter(rank=config.lora_rank, alpha=config.lora_alpha, tower=False)
+    if config.shard:
+        shard(vlm)
     vlm.llava.eval()  # the tower's features must not depend on dropout
     train = Tower(job.train, vlm.features, cache=config.cache_features, label="training")
     validation = Tower(job.validation, vlm.features, cache=True, label="validation")
@@ -78,6 +81,8 @@ def train_stage2(vlm: VLM, job: Job, config: Any) -> dict[str, list]:
     """LoRA on tower and language model with the fairness losses on z (FairMed-VLM, Stage 2)."""
     torch.manual_seed(job.seed)  # LoRA starts at random
     vlm.add_adapter(rank=config.lora_rank, alpha=config.lora_alpha, tower=True)
+    if config.shard:
+        shard(vlm)
     vlm.llava.train()
     train = Tower(job.train, vlm.features, cache=False, label="training")
     validation = Tower(job.validation, vlm.features, cache=False, label="validation")
@@ -146,11 +151,7 @@ def tune(
         def rows_of(part: slice) -> slice:
             return slice(mine.start + part.start, mine.start + part.stop)
 
-        width = config.micro_batch or count
-        parts = [
-            slice(start, min(start + width, mine.stop - mine.start))
-            for start in range(0, mine.stop - mine.start, width)
-        ]
+        parts = ranks.shares(count, config.micro_batch or count)
         against = None
         if method.looks_first:
             with torch.no_grad():

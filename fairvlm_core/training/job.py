@@ -144,9 +144,6 @@ class Tower:
 
     def in_order(self) -> list[Tensor]:
         """Features of this rank's share of the samples, in order and in batches, without augmentation."""
+        mine = np.arange(len(self.samples))[ranks.share(len(self.samples))]
         none = np.zeros(FEATURE_BATCH, dtype=bool)
-        mine = ranks.share(len(self.samples))
-        return [
-            self(Batch(np.arange(start, min(start + FEATURE_BATCH, mine.stop)), none))
-            for start in range(mine.start, mine.stop, FEATURE_BATCH)
-        ]
+        return [self(Batch(mine[part], none)) for part in ranks.shares(len(self.samples), FEATURE_BATCH)]

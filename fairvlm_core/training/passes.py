@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fairvlm_core.training import ranks
+from fairvlm_core.training.sharding import summed_gradients
 
 P = TypeVar("P")
 Terms = dict[str, "Tensor | float"]
@@ -90,7 +91,7 @@ def batch_gradient(
         own = separate(part, image_tokens)
         figures = backward(own["loss"] + (image_tokens.mean(1) * gradient).sum(), own)
         sums = {name: sums.get(name, 0.0) + value for name, value in figures.items()}
-    for parameter, summed in zip(parameters, ranks.added([_gradient(p) for p in parameters]), strict=True):
+    for parameter, summed in zip(parameters, summed_gradients(parameters), strict=True):
         parameter.grad = summed
     corrected()
     return _joined(shared, ranks.add(sums))

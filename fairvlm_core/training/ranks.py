@@ -6,6 +6,7 @@ figures and gradients ever travels.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -44,6 +45,17 @@ def joined() -> Iterator[None]:
 def share(count: int) -> slice:
     """This rank's part of `count` rows; the parts of all ranks are consecutive and differ by one row at most."""
     return slice(count * rank() // size(), count * (rank() + 1) // size())
+
+
+def shares(count: int, width: int) -> list[slice]:
+    """This rank's rows in parts of about `width` at most, counted within its share; on every rank as many parts.
+
+    Ranks that run a sharded model meet in every forward pass, so none may make one more than the others.
+    """
+    mine = share(count)
+    rows = mine.stop - mine.start
+    parts = max(1, math.ceil(math.ceil(count / size()) / width))
+    return [slice(rows * i // parts, rows * (i + 1) // parts) for i in range(parts)]
 
 
 def gather_rows(rows: Tensor, count: int) -> Tensor:

@@ -146,12 +146,15 @@ def run_on(ranks, step, place, out, *more):
 
 
 @pytest.mark.parametrize("place", ["binary"], indirect=True)
-def test_two_ranks_end_with_the_weights_of_one(place, tmp_path):
+@pytest.mark.parametrize("how", ["replicated", "sharded"])
+def test_two_ranks_end_with_the_weights_of_one(place, tmp_path, how):
+    """Replicated: each holds the model. Sharded: each holds half of it (FSDP2), and takes its images in two parts."""
     from safetensors.torch import load_file
 
     one, two = tmp_path / "one", tmp_path / "two"
-    run_on(2, "stage1", place, two / "stage1")
-    run_on(2, "stage2", place, two / "stage2", "--stage1", two / "stage1")
+    more = ["--shard", "--micro-batch", "8"] if how == "sharded" else []
+    run_on(2, "stage1", place, two / "stage1", *more)
+    run_on(2, "stage2", place, two / "stage2", "--stage1", two / "stage1", *more)
     inputs = {"cohort": place / "cohort", "images": place / "cohort", "base": place / "base"}
     common = {"batch_size": 32, "epochs": 1, "lora_rank": 4, "learning_rate": 1e-3}
     execute("stage1", stage1.Config(**common), inputs, {"out": one / "stage1"})
