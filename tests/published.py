@@ -11,11 +11,13 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
     CLIPVisionConfig,
+    Dinov2Config,
     LlamaTokenizer,
     LlavaConfig,
     LlavaForConditionalGeneration,
     MistralConfig,
     PreTrainedTokenizerFast,
+    SiglipVisionConfig,
 )
 
 from fairvlm_core.cohort.prompts import chat
@@ -64,7 +66,9 @@ def sentencepiece(kind: str = "llama") -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=fast, additional_special_tokens=added, **special)
 
 
-def write_published(folder: Path, *, kind: str = "llama", layer: Any = -2, strategy: str = "default") -> Any:
+def write_published(
+    folder: Path, *, kind: str = "llama", layer: Any = -2, strategy: str = "default", tower: str = "clip"
+) -> Any:
     """Write the checkpoint: old names of the tensors, three shards, no processor_config.json, no chat template.
 
     Returns:
@@ -72,15 +76,13 @@ def write_published(folder: Path, *, kind: str = "llama", layer: Any = -2, strat
     """
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = sentencepiece(kind)
-    vision = CLIPVisionConfig(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        image_size=SIZE,
-        patch_size=PATCH,
-        projection_dim=16,
-    )
+    shape: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
+    shape |= {"image_size": SIZE, "patch_size": PATCH}
+    vision: Any = {
+        "clip": lambda: CLIPVisionConfig(**shape, intermediate_size=64, projection_dim=16),
+        "siglip": lambda: SiglipVisionConfig(**shape, intermediate_size=64),
+        "dinov2": lambda: Dinov2Config(**shape, mlp_ratio=2),
+    }[tower]()
     text = MistralConfig(
         hidden_size=48,
         intermediate_size=96,
@@ -109,7 +111,7 @@ def write_published(folder: Path, *, kind: str = "llama", layer: Any = -2, strat
     told = json.loads(config.to_json_string(use_diff=False))
     told |= {"architectures": ["LlavaForConditionalGeneration"], "torch_dtype": "float32", "ignore_index": -100}
     (folder / "config.json").write_text(json.dumps(told))
-    tensors = {_published_name(name): value.contiguous() for name, value in llava.state_dict().items()}
+    tensors = {_published_name(name, tower): value.contiguous() for name, value in llava.state_dict().items()}
     places = {name: f"model-{i % 3 + 1:05d}-of-00003.safetensors" for i, name in enumerate(tensors)}
     for file in set(places.values()):
         save_file({n: v for n, v in tensors.items() if places[n] == file}, folder / file, metadata={"format": "pt"})
@@ -138,11 +140,11 @@ def write_published(folder: Path, *, kind: str = "llama", layer: Any = -2, strat
     return llava
 
 
-def _published_name(name: str) -> str:
+def _published_name(name: str, tower: str) -> str:
     for now, then in (
         ("lm_head", "language_model.lm_head"),
         ("model.language_model", "language_model.model"),
-        ("model.vision_tower", "vision_tower.vision_model"),
+        ("model.vision_tower", "vision_tower" if tower == "dinov2" else "vision_tower.vision_model"),
         ("model.multi_modal_projector", "multi_modal_projector"),
     ):
         if name.startswith(now):

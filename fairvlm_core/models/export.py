@@ -12,7 +12,7 @@ from torch import nn
 from fairvlm_core.errors import CheckpointError, ConfigError
 from fairvlm_core.files import folder_written, write_json
 from fairvlm_core.models import base_path, describe
-from fairvlm_core.models.published import image_tokens, prepare_processor
+from fairvlm_core.models.published import CLASS_TOKENS, FIXED_POSITIONS, image_tokens, prepare_processor
 from fairvlm_core.models.vlm import load
 
 DESCRIPTION_FILE = "fairvlm.json"
@@ -63,13 +63,13 @@ def export_model(model: Path, base: Path, out: Path, *, dtype: torch.dtype | Non
 
 
 def resize_positions(llava: Any, image_size: int) -> None:
-    """Give a CLIP tower the position embeddings of another image size, in place.
+    """Give a CLIP or SigLIP tower the position embeddings of another image size, in place.
 
     Here they are interpolated in each pass, which plain `transformers` code would not ask for. Towers that interpolate
     on their own stay as they are.
     """
     config = llava.config.vision_config
-    if config.model_type != "clip_vision_model" or config.image_size == image_size:
+    if config.model_type not in FIXED_POSITIONS or config.image_size == image_size:
         return
     embeddings = llava.model.vision_tower.embeddings
     with torch.no_grad():
@@ -78,5 +78,6 @@ def resize_positions(llava: Any, image_size: int) -> None:
         table = embeddings.interpolate_pos_encoding(other, image_size, image_size)[0]
     embeddings.position_embedding = nn.Embedding.from_pretrained(table.clone(), freeze=False)
     embeddings.position_ids = torch.arange(len(table), device=table.device)[None]
-    embeddings.image_size, embeddings.num_patches, embeddings.num_positions = image_size, len(table) - 1, len(table)
+    embeddings.image_size, embeddings.num_positions = image_size, len(table)
+    embeddings.num_patches = len(table) - CLASS_TOKENS[config.model_type]
     config.image_size = image_size

@@ -13,9 +13,11 @@ from typing import Any
 from fairvlm_core.cohort.prompts import IMAGE, chat
 from fairvlm_core.errors import CheckpointError
 
-# Both put one class token before the patches, which the strategy "default" drops.
-TOWERS = ("clip_vision_model", "dinov2")
-CLASS_TOKENS = 1
+# Vision towers that are known, and the tokens they put before the patches. The strategy "default" drops one token,
+# whether it is a class token or not.
+CLASS_TOKENS = {"clip_vision_model": 1, "dinov2": 1, "siglip_vision_model": 0}
+# Towers that interpolate their position embeddings only when they are told to; DINOv2 takes images of any size.
+FIXED_POSITIONS = ("clip_vision_model", "siglip_vision_model")
 STATISTICS = ("image_mean", "image_std")
 OTHER_FILES = "Take tokenizer, processor and weights from one and the same published checkpoint."
 
@@ -34,7 +36,7 @@ def image_tokens(config: Any, image_size: int) -> int:
             mend=f"Use a multiple of {patch}, such as {max(1, round(image_size / patch)) * patch}.",
         )
     dropped = int(config.vision_feature_select_strategy == "default")
-    return (image_size // patch) ** 2 + CLASS_TOKENS - dropped
+    return (image_size // patch) ** 2 + CLASS_TOKENS[config.vision_config.model_type] - dropped
 
 
 def chat_template(tokenizer: Any) -> str:
@@ -90,11 +92,11 @@ def prepare_processor(checkpoint: str, config: Any, image_size: int | None = Non
     from transformers import AutoTokenizer, LlavaProcessor
     from transformers.image_processing_base import ImageProcessingMixin
 
-    if config.vision_config.model_type not in TOWERS:
+    if config.vision_config.model_type not in CLASS_TOKENS:
         raise CheckpointError(
             f'The vision tower is of the type "{config.vision_config.model_type}".',
             where=f"{checkpoint}/config.json, vision_config",
-            mend="Use a checkpoint with a CLIP or a DINOv2 tower.",
+            mend="Use a checkpoint with a CLIP, SigLIP or DINOv2 tower.",
         )
     try:
         tokenizer = AutoTokenizer.from_pretrained(checkpoint)
@@ -172,7 +174,7 @@ def _fields(checkpoint: str, config: Any, settings: dict[str, Any]) -> tuple[dic
     model = {
         "patch_size": config.vision_config.patch_size,
         "vision_feature_select_strategy": config.vision_feature_select_strategy,
-        "num_additional_image_tokens": CLASS_TOKENS,
+        "num_additional_image_tokens": CLASS_TOKENS[config.vision_config.model_type],
     }
     repaired = []
     for name, value in model.items():
@@ -211,8 +213,7 @@ def _side(checkpoint: str, config: Any, pictures: dict[str, Any], repaired: list
     if len(sides) != 1 or None in sides:
         raise CheckpointError("The image processor makes images that are not square.", where=where, mend=OTHER_FILES)
     side = int(sides.pop())
-    # DINOv2 interpolates its positions, and takes images of any size.
-    if config.vision_config.model_type == "clip_vision_model" and side != expected:
+    if config.vision_config.model_type in FIXED_POSITIONS and side != expected:
         raise CheckpointError(
             f"The image processor makes images of {side} pixels, the vision tower takes {expected}.",
             where=where,
@@ -229,7 +230,7 @@ def _check_count(checkpoint: str, config: Any, fields: dict[str, Any], side: int
         raise CheckpointError(
             f"The processor makes {made} image tokens of an image, the model {expected} features.",
             where=f"{checkpoint}/processor_config.json, num_additional_image_tokens",
-            mend=f"Write {CLASS_TOKENS} there, or remove the line.",
+            mend=f"Write {CLASS_TOKENS[config.vision_config.model_type]} there, or remove the line.",
         )
 
 

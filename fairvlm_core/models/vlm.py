@@ -20,7 +20,7 @@ from fairvlm_core.losses.answers import option_scores
 from fairvlm_core.models import checkpoint_config, device, pixel_statistics, pixels, write_description
 from fairvlm_core.models.adapters import check_adapter, fingerprint, record_base
 from fairvlm_core.models.packing import Packed, Turn, pack
-from fairvlm_core.models.published import check_weights, image_tokens, prepare_processor, said
+from fairvlm_core.models.published import FIXED_POSITIONS, check_weights, image_tokens, prepare_processor, said
 from fairvlm_core.models.turns import Speech, conversation, sequence, split_answer
 
 SCORE_BATCH = 64
@@ -80,10 +80,7 @@ class VLM:
                 mend="Ingest the images in the size that the model was trained with.",
             )
         extra = {}
-        if (
-            config.vision_config.model_type == "clip_vision_model"
-            and config.vision_config.image_size != self.image_size
-        ):
+        if config.vision_config.model_type in FIXED_POSITIONS and config.vision_config.image_size != side:
             extra["interpolate_pos_encoding"] = True
         hidden = tower(pixels(images, self.mean, self.std), output_hidden_states=True, **extra).hidden_states
         layers = config.vision_feature_layer

@@ -66,11 +66,14 @@ def served_logits(folder, images, question, answer_ids):
     return torch.stack(found)
 
 
-@pytest.mark.parametrize(("kind", "size"), [("llama", SIZE), ("controls", SIZE), ("prepend", 84)])
-def test_the_export_gives_the_same_logits_and_scores(tmp_path, kind, size):
+@pytest.mark.parametrize(
+    ("kind", "tower", "size"),
+    [("llama", "clip", SIZE), ("controls", "dinov2", 84), ("prepend", "clip", 84), ("llama", "siglip", 84)],
+)
+def test_the_export_gives_the_same_logits_and_scores(tmp_path, kind, tower, size):
     """Also where the images have another size than the tower was pretrained for."""
     base = tmp_path / "base"
-    write_published(base / "llava", kind=kind)
+    write_published(base / "llava", kind=kind, tower=tower, strategy="full" if tower == "siglip" else "default")
     write_json(base / "bases.json", {"vlm": "llava"})
     folder = trained(tmp_path, base, TASK, size)
     vlm = load(folder, base)
