@@ -12,22 +12,30 @@ from fairvlm_core.losses.answers import (
     yes_no_log_odds,
     yes_no_scores,
 )
+from fairvlm_core.losses.bank import MemoryBank, bank_from_tensors, bank_tensors, empty_bank, remember
 from fairvlm_core.losses.concept import concept_alignment
 from fairvlm_core.losses.contrast import contrast_statistics, cross_group_contrast
 from fairvlm_core.losses.dispersion import gate_dispersion
+from fairvlm_core.losses.fairness import fairness_terms
 from fairvlm_core.losses.moments import moment_alignment
 from fairvlm_core.losses.transport import transport_distance
 
 __all__ = [
+    "MemoryBank",
     "answer_bce",
+    "bank_from_tensors",
+    "bank_tensors",
     "concept_alignment",
     "contrast_statistics",
     "cross_group_contrast",
+    "empty_bank",
+    "fairness_terms",
     "gate_dispersion",
     "instruction_loss",
     "moment_alignment",
     "option_cross_entropy",
     "option_scores",
+    "remember",
     "transport_distance",
     "yes_no_log_odds",
     "yes_no_scores",

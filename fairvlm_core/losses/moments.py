@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from fairvlm_core.losses.pairs import check_reduction, check_samples, full_precision, unit_rows
+from fairvlm_core.losses.gram import Part, from_cosines
+from fairvlm_core.losses.pairs import check_reduction, check_samples, full_precision, on_host, unit_rows
 
 
 @full_precision
@@ -44,54 +45,135 @@ def moment_alignment(
     """
     check_samples(embeddings, labels, groups)
     check_reduction(reduction)
-    unit = unit_rows(embeddings)
-    mean_gaps, covariance_gaps = [], []
-    for rows, group, counts in _cells(labels.detach().cpu(), groups.detach().cpu()):
-        averaging = F.one_hot(group, len(counts)).T.to(unit.dtype) / counts.unsqueeze(1)
-        x = unit[rows.to(unit.device)]
-        means = averaging.to(unit.device) @ x
-        mean_gaps.append((means - means.mean(0)).square().sum(-1))
-        several = counts >= 2
-        if several.sum() >= 2:
-            kept = several[group]
-            centred = (x - means[group.to(unit.device)])[kept.to(unit.device)]
-            covariance_gaps.append(squared_covariance_gaps(centred, averaging[several][:, kept].to(unit.device)))
+    cells = find_cells(labels, groups, covariance_weight, reduction)
+    if gram_form(embeddings):
+        return from_cosines(embeddings, lambda cosines, _: moments_part(cells, cosines))[0]
+    return moments_by_covariances(embeddings, cells)
 
-    reduce = torch.mean if reduction == "mean" else torch.sum
-    loss = unit.sum() * 0.0
-    if mean_gaps:
-        loss = loss + reduce(torch.cat(mean_gaps))
-    if covariance_gaps:
-        loss = loss + covariance_weight * reduce(torch.cat(covariance_gaps))
+
+def gram_form(embeddings: Tensor) -> bool:
+    """Whether the n x n matrix of [n, d] is the smaller one; otherwise the covariances, d x d, are."""
+    n, d = embeddings.shape
+    return n <= d
+
+
+class Cells(NamedTuple):
+    """The groups within the labels of a batch, c cells in all.
+
+    A cell belongs to a family: one attribute within one label, which is where groups are compared. A block is the cells
+    of one attribute (and, in a multi-label task, of one label): no sample is in two of them. A row of `means` or
+    `spreads` takes from a cell's moment the average over those cells of its family that have the moment; it is 0 where
+    there is no term.
+
+    Attributes:
+        members: float64 [c, n], 1 for a member.
+        averages: float64 [c, n], 1 / size for a member.
+        means: float64 [c, c], for the means.
+        spreads: float64 [c, c], for the covariances.
+        mean_weight: weight of each term of the means.
+        spread_weight: the same for the covariances.
+        blocks: where each block lies among the cells.
+    """
+
+    members: np.ndarray
+    averages: np.ndarray
+    means: np.ndarray
+    spreads: np.ndarray
+    mean_weight: float
+    spread_weight: float
+    blocks: list[slice]
+
+
+def find_cells(labels: Tensor, groups: Tensor, covariance_weight: float, reduction: str) -> Cells:
+    """The cells of a batch; they do not depend on the embeddings."""
+    y, attributes = on_host(labels, groups)
+    n = len(y)
+    if y.ndim == 1:
+        # A label that is unknown gets no number.
+        named = np.unique(y[y >= 0])
+        names = [np.where(y >= 0, np.searchsorted(named, y), -1)]
+    else:
+        names = [np.where(column == 1, 0, -1) for column in y.T]
+    members, families, start = [np.zeros((0, n), dtype=bool)], [np.zeros(0, dtype=np.int64)], 0
+    blocks: list[slice] = []
+    for name in names:
+        for group in attributes.T:
+            if group.max(initial=0) >= n:  # whatever they are called, at most n groups are here
+                group = np.where(group >= 0, np.searchsorted(np.unique(group[group >= 0]), group), -1)
+            key = np.where((name >= 0) & (group >= 0), name * n + group, -1)
+            cells = np.bincount(key[key >= 0]).nonzero()[0]
+            members.append(cells[:, None] == key)
+            families.append(cells // n + len(blocks) * n)
+            blocks.append(slice(start, start + len(cells)))
+            start += len(cells)
+    member, family = np.concatenate(members).astype(np.float64), np.concatenate(families)
+    sizes, same = member.sum(1), family[:, None] == family
+    means, mean_terms = _from_reference(same, sizes >= 1)
+    spreads, spread_terms = _from_reference(same, sizes >= 2)
+    weights = 1.0, covariance_weight
+    if reduction == "mean":
+        weights = 1 / max(mean_terms, 1), covariance_weight / max(spread_terms, 1)
+    return Cells(member, member / sizes[:, None], means, spreads, *weights, blocks)
+
+
+def _from_reference(same: np.ndarray, has: np.ndarray) -> tuple[np.ndarray, int]:
+    """[c, c]: takes off the average of the cells that have the moment and the same family; and the number of terms."""
+    shared = same & has & has[:, None]
+    count = shared.sum(1)
+    several = count >= 2
+    return (np.eye(len(has)) - shared / np.maximum(count, 1)[:, None]) * several[:, None], int(several.sum())
+
+
+def moments_part(cells: Cells, cosines: np.ndarray) -> Part:
+    """Value and gradient of the loss from the cosines [n, n]."""
+    rows = cells.means @ cells.averages
+    value = cells.mean_weight * _forms(rows, cosines)
+    gradient = (2 * cells.mean_weight * rows.T) @ rows
+    if cells.spread_weight == 0 or not cells.spreads.any():
+        return Part(value, gradient)
+    rows = cells.spreads @ cells.averages
+    for block in cells.blocks:
+        members, averages, mine = cells.members[block], cells.averages[block], rows[block]
+        centred = _centre(cosines, members, averages)
+        value += cells.spread_weight * _forms(mine, np.square(centred))
+        centred *= (4 * cells.spread_weight * mine.T) @ mine
+        gradient += _centre(centred, members, averages)
+    return Part(value, gradient)
+
+
+def _forms(rows: np.ndarray, matrix: np.ndarray) -> float:
+    """The sum of w^T M w over rows w [c, n]; M is positive semi-definite, and rounding shall not say otherwise."""
+    return float(np.maximum(np.einsum("ij,ij->i", rows @ matrix, rows), 0.0).sum())
+
+
+def _centre(matrix: np.ndarray, members: np.ndarray, averages: np.ndarray) -> np.ndarray:
+    """H M H of a symmetric M [n, n], where H = 1 - members^T averages takes off each sample the mean of its cell."""
+    # With P = 1 - H: M - P M - M P + P M P, of low rank but for M, so n x n x c operations and not n x n x n.
+    thin = averages @ matrix
+    thin -= (0.5 * thin @ averages.T) @ members
+    product = np.concatenate([members, thin]).T @ np.concatenate([thin, members])
+    return np.subtract(matrix, product, out=product)
+
+
+def moments_by_covariances(embeddings: Tensor, cells: Cells) -> Tensor:
+    """The loss from the cells' means and d x d covariances, for many samples of few dimensions."""
+    unit = unit_rows(embeddings)
+    averages, means, spreads = (
+        torch.from_numpy(part).to(unit) for part in (cells.averages, cells.means, cells.spreads)
+    )
+    loss = cells.mean_weight * (means @ (averages @ unit)).square().sum()
+    if cells.spread_weight == 0:
+        return loss
+    for block in cells.blocks:
+        used = np.flatnonzero(cells.spreads[block, block].any(0))
+        if len(used):
+            rows = [torch.from_numpy(member.nonzero()[0]).to(unit.device) for member in cells.members[block][used]]
+            covariances = torch.stack([_covariance(unit[row]) for row in rows]).flatten(1)
+            loss = loss + cells.spread_weight * (spreads[block, block][:, used] @ covariances).square().sum()
     return loss
 
 
-def _cells(labels: Tensor, groups: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Per label and attribute with two groups or more: the rows [N], the group of each [N], the group sizes [m]."""
-    carried = labels == 1 if labels.ndim == 2 else labels.unsqueeze(1) == labels[labels >= 0].unique()
-    for member in carried.T:
-        for values in groups.T:
-            rows = (member & (values >= 0)).nonzero().squeeze(1)
-            _, group, counts = values[rows].unique(return_inverse=True, return_counts=True)
-            if len(counts) >= 2:
-                yield rows, group, counts
-
-
-def squared_covariance_gaps(centred: Tensor, averaging: Tensor) -> Tensor:
-    """||S_a - mean of the S||_F^2 of m groups.
-
-    Args:
-        centred: [N, d], the samples of all groups, each minus the mean of its own group.
-        averaging: [m, N], 1 / size of group a for its members, else 0, so that S_a = X^T diag(averaging[a]) X.
-
-    Returns:
-        [m]. With N < d no d x d matrix is formed: for weights w, ||X^T diag(w) X||_F^2 = w^T (X X^T)^2 w, the square
-        taken entry by entry.
-    """
-    weights = averaging - averaging.mean(0)
-    if centred.shape[0] < centred.shape[1]:
-        gram = centred @ centred.T
-        # Rounding may leave a tiny negative number where two covariances agree.
-        return (weights @ gram.square() * weights).sum(-1).clamp_min(0.0)
-    gaps = (centred.T * weights.unsqueeze(1)) @ centred
-    return gaps.square().sum((-2, -1))
+def _covariance(x: Tensor) -> Tensor:
+    """Population covariance [d, d] of the rows of x [m, d]."""
+    centred = x - x.mean(0)
+    return centred.T @ centred / len(x)

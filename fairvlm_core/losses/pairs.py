@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -80,28 +81,17 @@ def check_samples(embeddings: Tensor, labels: Tensor, groups: Tensor) -> None:
         raise ValueError(f"groups must be [n, K] with n = {n}, not {list(groups.shape)}.")
 
 
-def different_groups(groups: Tensor) -> Tensor:
-    """Mask [n, n]: some attribute that is known for both samples differs. groups [n, K], negative = unknown."""
-    known = groups >= 0
-    differs = (groups.unsqueeze(0) != groups.unsqueeze(1)) & known.unsqueeze(0) & known.unsqueeze(1)
-    return differs.any(-1)
+def on_host(labels: Tensor, groups: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """labels as float64 and groups as int64 arrays."""
+    return labels.detach().double().cpu().numpy(), groups.detach().long().cpu().numpy()
 
 
-def label_pairs(labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Which samples are anchors of a label, and which pairs agree and disagree on it.
-
-    Args:
-        labels: [n] classes, one family of pairs; or [n, L] with 1 carried and 0 not carried, one family per label, in
-            which only carriers are anchors. NaN and negative values are unknown and take part in nothing.
-
-    Returns:
-        anchors [Y, n], same [Y, n, n], other [Y, n, n] with Y = 1 or L. `same` includes the diagonal.
-    """
-    if labels.ndim == 1:
-        known = labels >= 0
-        both = known.unsqueeze(0) & known.unsqueeze(1)
-        equal = labels.unsqueeze(0) == labels.unsqueeze(1)
-        return known.unsqueeze(0), (both & equal).unsqueeze(0), (both & ~equal).unsqueeze(0)
-    carried, absent = (labels == 1).T, (labels == 0).T
-    anchor = carried.unsqueeze(2)
-    return carried, anchor & carried.unsqueeze(1), anchor & absent.unsqueeze(1)
+def different_groups(groups: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """bool [n, m]: some attribute that is known for both differs. groups [n, K], others [m, K], negative = unknown."""
+    differs = np.zeros((len(groups), len(others)), dtype=bool)
+    for mine, theirs in zip(groups.T, others.T, strict=True):
+        unequal = mine[:, None] != theirs
+        if mine.min(initial=0) < 0 or theirs.min(initial=0) < 0:
+            unequal &= (mine >= 0)[:, None] & (theirs >= 0)
+        differs |= unequal
+    return differs

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from comparing import assert_nothing_to_learn, assert_raised_to_float32, assert_same, unit
+from comparing import assert_nothing_to_learn, assert_raised_to_float32, assert_same, unit, value_and_gradients
 from pytorch_metric_learning.losses import NTXentLoss
 from pytorch_metric_learning.reducers import DoNothingReducer
 
@@ -150,6 +150,25 @@ def test_the_margin_is_on_the_cosine_and_strict():
 def test_nothing_valid_is_a_connected_zero(labels, groups, reduction):
     labels, groups = torch.tensor(labels), torch.tensor(groups)
     assert_nothing_to_learn(lambda x: cross_group_contrast(x, labels, groups, reduction=reduction), torch.randn(4, 3))
+
+
+@pytest.mark.parametrize("temperature", [1e-4, 5e-3, 100.0])
+def test_any_temperature(temperature):
+    """The limit of a low temperature is a hinge on the hardest negative: exp of the scores would overflow."""
+    x, labels, groups = batch(2, "classes")
+    value, (gradient,) = value_and_gradients(
+        lambda e: cross_group_contrast(e, labels, groups, temperature=temperature, margin=-1.1), x
+    )
+    z = torch.nn.functional.normalize(x.double())
+    per_anchor = []
+    for i in range(len(z)):
+        positives, negatives, _ = members(z, labels, groups, -1.1, None, i)
+        scores = (z @ z[i]) / temperature
+        against = torch.logsumexp(scores[negatives], 0)
+        terms = [torch.logaddexp(scores[p], against) - scores[p] for p in positives]
+        per_anchor += [sum(terms) / len(terms)] if terms else []
+    assert value == pytest.approx((sum(per_anchor) / len(per_anchor)).item(), rel=1e-4)
+    assert gradient.norm() > 0
 
 
 @pytest.mark.parametrize("n", [0, 1])
