@@ -60,7 +60,7 @@ def cross_group_contrast(
             bank gets no gradient.
 
     Returns:
-        Scalar; 0 where no anchor is valid. It can be differentiated once: to a second derivative the gradient is a constant.
+        Scalar; 0 where no anchor is valid. It can be differentiated once.
 
     Raises:
         ValueError: shapes that do not fit together, a temperature that is not positive, an unknown reduction.
