@@ -230,7 +230,7 @@ def plain_batch(model: vlm.VLM, images: Tensor, job: Job, batch: Batch, asked: S
     """The usual batch: a padded row per question with its own copy of the image, the prompt's labels masked."""
     rows, labels, image = [], [], []
     for place, (i, demographics) in enumerate(zip(batch.indices, asked, strict=True)):
-        turns, learnt = conversation(model, job.train.labels[i], job.train.notes[i], demographics)
+        turns, learnt = conversation(model, job.train.labels[i], job.train.notes[i], [], demographics)
         for turn in (turn for turn, told in zip(turns, learnt, strict=True) if told):
             rows.append(torch.tensor(turn.ids))
             labels.append(torch.tensor([-100] * turn.answer + list(turn.ids[turn.answer :])))

@@ -15,6 +15,7 @@ import typer
 
 from fairvlm_core.config import build, read_params, type_name
 from fairvlm_core.errors import ConfigError, FairVLMError
+from fairvlm_core.export import export
 from fairvlm_core.steps import STEPS, execute, step_module
 
 # Nothing phones home: set before any of these libraries is imported, and only where the user has not decided otherwise.
@@ -172,6 +173,9 @@ def experiment(
     found = run_experiment(grid, changed(given, grid.toy if toy else {}, where=name), out, seeds=seeds, root=root)
     Console().print(terminal(found))
     typer.echo(f"The tables are at {out / name}.md, .json and .png.")
+
+
+app.command()(export)
 
 
 def main() -> None:

@@ -29,7 +29,11 @@ class Config:
     generate: bool = option(False, "Also let the model answer in words (LLaVA only); reported beside the scores.")
     answer_tokens: int = option(16, "Where an answer in words is cut.", low=1)
     attention_cases: int = option(
-        2, "Images (LLaVA only) of which attention.png shows where base and model look; 0: none.", low=0, high=20
+        0,
+        "Test images (LLaVA only) that attention.png and the report show, with where base and model look. The images "
+        "leave with the report, so none is shown unless asked for.",
+        low=0,
+        high=20,
     )
 
     def __post_init__(self) -> None:

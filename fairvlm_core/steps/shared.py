@@ -52,6 +52,9 @@ class TaskConfig(TrainingConfig):
     answer_weight: float = option(1.0, "beta: weight of L_qa.", low=0)
     concept_weight: float = option(1.0, "gamma: weight of L_concept.", low=0)
     describe: bool = option(True, "Also learn to write the note, where there is one.")
+    conversations: str = option(
+        "", "JSON file of conversations about training images, in LLaVA's form, to learn from as well."
+    )
     demographic_prompts: bool = option(True, "State sex and age before the question in training; never at inference.")
     demographic_dropout: float = option(0.5, "Share of the demographic prompts that is left out.", low=0, high=1)
     lora_rank: int = option(32, "Rank of the LoRA matrices.", low=1)
@@ -61,6 +64,9 @@ class TaskConfig(TrainingConfig):
     dro_step: float = option(0.01, "Step size of GroupDRO's weights.", low=0)
     micro_batch: int = option(
         0, "Images that the language model takes at once; the losses still see the batch whole. 0: all.", low=0
+    )
+    checkpoint_gradients: bool = option(
+        False, "Compute activations again in the backward pass instead of keeping them: less memory, a third more time."
     )
     shard: bool = option(
         False,
@@ -89,21 +95,26 @@ def begin(
     from fairvlm_core.training.batches import read_samples
     from fairvlm_core.training.job import Job
 
+    conversations = Path(config.conversations) if isinstance(config, TaskConfig) and config.conversations else None
     splits = {
-        split: read_samples(inputs["cohort"], inputs["images"], split, config.attributes)
-        for split in ("train", "validation")
+        split: read_samples(inputs["cohort"], inputs["images"], split, config.attributes, told)
+        for split, told in (("train", conversations), ("validation", None))
     }
+    decisive = {name: inputs[name] for name in read}
+    if conversations:
+        decisive["conversations"] = conversations
     _check_groups(splits["train"])
     return Job(
         train=splits["train"],
         validation=splits["validation"],
         checkpoint=checkpoint_folder(outputs["out"]),
-        key=fingerprint(dataclasses.asdict(config), {name: inputs[name] for name in read}),
+        key=fingerprint(dataclasses.asdict(config), decisive),
         seed=config.seed,
         batch_size=config.batch_size,
         oversample=config.oversample,
         augment=config.augment,
         criterion=config.criterion,
+        equal_shares=isinstance(config, TaskConfig) and config.shard,
     )
 
 

@@ -26,6 +26,11 @@ class Config(TaskConfig):
     hard_negative_fallback: bool = option(
         True, "Without a negative above the margin, take the hardest one; false is literal."
     )
+    bank: int = option(
+        0,
+        "Embeddings of earlier batches that stand in where a batch has no image of the label in another group.",
+        low=0,
+    )
     covariance_weight: float = option(0.1, "Weight of the covariance terms in the moment alignment.", low=0)
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fairvlm_core.cohort.conversations import Rounds, conversations_of, read_conversations
 from fairvlm_core.cohort.images import ImageStore
 from fairvlm_core.cohort.table import Task, group_codes, groups_of, label_matrix, read_cohort, rows_of, task_of
 from fairvlm_core.errors import CohortError
@@ -27,6 +28,7 @@ class Samples:
         groups: int64 [n, K], -1 where unknown.
         rows: int64 [n], the samples' places in the image store.
         notes, sexes, ages: None where unknown.
+        told: conversations about each image, beside the questions that its labels answer.
     """
 
     task: Task
@@ -39,6 +41,7 @@ class Samples:
     notes: list[str | None]
     sexes: list[str | None]
     ages: list[float | None]
+    told: list[list[Rounds]]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -57,11 +60,13 @@ class Samples:
         return torch.from_numpy(np.where(known, chosen, -1).astype(np.int64))
 
 
-def read_samples(cohort: Path, images: Path, split: str, attributes: Sequence[str]) -> Samples:
-    """Read one split of a stratified cohort and its images.
+def read_samples(
+    cohort: Path, images: Path, split: str, attributes: Sequence[str], conversations: Path | None = None
+) -> Samples:
+    """Read one split of a stratified cohort, its images, and the conversations about them.
 
     Raises:
-        CohortError: when the split is empty or an attribute is not in the cohort.
+        CohortError: when the split is empty, an attribute is not in the cohort, or the conversations cannot be used.
     """
     table: pa.Table = rows_of(read_cohort(cohort), split)
     if not len(table):
@@ -71,6 +76,7 @@ def read_samples(cohort: Path, images: Path, split: str, attributes: Sequence[st
             mend="Run `fairvlm stratify` first, and pass its folder.",
         )
     store = ImageStore.open(images)
+    keys = table.column("image").to_pylist()
     return Samples(
         task=task_of(table),
         store=store,
@@ -78,10 +84,11 @@ def read_samples(cohort: Path, images: Path, split: str, attributes: Sequence[st
         groups=group_codes(table, attributes),
         attributes=tuple(attributes),
         group_names=groups_of(table),
-        rows=store.rows(table.column("image").to_pylist()),
+        rows=store.rows(keys),
         notes=table.column("note").to_pylist(),
         sexes=table.column("sex").to_pylist(),
         ages=table.column("age").to_pylist(),
+        told=conversations_of(read_conversations(conversations), keys) if conversations else [[] for _ in keys],
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -11,7 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fairvlm_core.losses import fairness_terms
+from fairvlm_core.losses.bank import bank_from_tensors, bank_tensors, empty_bank, remember
 from fairvlm_core.models import device
+from fairvlm_core.models.packing import micro_batches, packed_length
 from fairvlm_core.models.vlm import VLM
 from fairvlm_core.training import ranks
 from fairvlm_core.training.baselines import project_gradients
@@ -26,9 +29,8 @@ from fairvlm_core.training.objectives import (
     concept_loss,
     converse,
     demographics_of,
-    fairness_losses,
 )
-from fairvlm_core.training.passes import batch_gradient
+from fairvlm_core.training.passes import batch_gradient, in_rows
 from fairvlm_core.training.sharding import shard
 
 ADVERSARY_RATE = 10.0  # an adversary that learns as slowly as what it watches never catches up
@@ -38,6 +40,8 @@ def train_stage1(vlm: VLM, job: Job, config: Any) -> dict[str, list]:
     """Concept alignment of the projector, then instruction tuning (FairMed-VLM, Stage 1); the tower is frozen."""
     torch.manual_seed(job.seed)  # LoRA starts at random
     vlm.add_adapter(rank=config.lora_rank, alpha=config.lora_alpha, tower=False)
+    if config.checkpoint_gradients:
+        vlm.checkpoint_gradients()
     if config.shard:
         shard(vlm)
     vlm.llava.eval()  # the tower's features must not depend on dropout
@@ -59,9 +63,9 @@ def train_stage1(vlm: VLM, job: Job, config: Any) -> dict[str, list]:
             return {"loss": loss, "concept": loss}
 
         return batch_gradient(
-            [mine],
+            [np.arange(len(mine))],
             len(batch.indices),
-            tokens=vlm.project,
+            tokens=lambda rows: vlm.project(mine[rows]),
             coupled=coupled,
             separate=lambda _, tokens: {"loss": tokens.sum() * 0},
             parameters=projector.values(),
@@ -81,6 +85,8 @@ def train_stage2(vlm: VLM, job: Job, config: Any) -> dict[str, list]:
     """LoRA on tower and language model with the fairness losses on z (FairMed-VLM, Stage 2)."""
     torch.manual_seed(job.seed)  # LoRA starts at random
     vlm.add_adapter(rank=config.lora_rank, alpha=config.lora_alpha, tower=True)
+    if config.checkpoint_gradients:
+        vlm.checkpoint_gradients()
     if config.shard:
         shard(vlm)
     vlm.llava.train()
@@ -91,16 +97,33 @@ def train_stage2(vlm: VLM, job: Job, config: Any) -> dict[str, list]:
     def pictures(batch: Batch, generator: torch.Generator, part: slice) -> Tensor:
         return train.inputs(batch, generator if job.augment else None, part)
 
+    width = vlm.llava.config.text_config.hidden_size
+    wide = job.train.labels.shape[1] if job.train.task.kind == "multilabel" else None
+    remembered = (
+        bank_tensors(
+            empty_bank(config.bank, dim=width, attributes=len(job.train.attributes), labels=wide, device=device())
+        )
+        if config.bank
+        else {}
+    )
+
     def fairness(z: Tensor, batch: Batch) -> Terms:
-        terms = fairness_losses(
+        labels = job.train.targets(batch.indices).to(z.device)
+        groups = torch.from_numpy(job.train.groups[batch.indices]).to(z.device)
+        bank = bank_from_tensors(remembered) if remembered else None
+        terms = fairness_terms(
             z,
-            job.train.targets(batch.indices).to(z.device),
-            torch.from_numpy(job.train.groups[batch.indices]).to(z.device),
+            labels,
+            groups,
             temperature=config.temperature,
             margin=config.margin,
             hard_negative_fallback=config.hard_negative_fallback,
             covariance_weight=config.covariance_weight,
+            bank=bank,
         )
+        if bank is not None:
+            remember(bank, z, labels, groups)
+            remembered["seen"].fill_(bank.seen)
         added = config.contrast_weight * terms["contrast"] + config.moment_weight * terms["moments"]
         return {**terms, "loss": config.fairness_weight * added}
 
@@ -108,7 +131,16 @@ def train_stage2(vlm: VLM, job: Job, config: Any) -> dict[str, list]:
         return vlm.project(train.features(images))
 
     found = tune(
-        vlm, job, config, named, validation, "fairness_tuning", inputs=pictures, tokens=tokens, fairness=fairness
+        vlm,
+        job,
+        config,
+        named,
+        validation,
+        "fairness_tuning",
+        inputs=pictures,
+        tokens=tokens,
+        fairness=fairness,
+        buffers={f"bank.{name}": value for name, value in remembered.items()},
     )
     return {"fairness": found}
 
@@ -124,6 +156,7 @@ def tune(
     inputs: Callable[[Batch, torch.Generator, slice], Any],
     tokens: Callable[[Any], Tensor],
     fairness: Callable[[Tensor, Batch], Terms] | None = None,
+    buffers: dict[str, Tensor] | None = None,
 ) -> list[dict[str, float]]:
     """Minimise L_task = alpha L_inst + beta L_qa + gamma L_concept, and what is added to it on z.
 
@@ -132,8 +165,8 @@ def tune(
         inputs: batch, generator, part -> what `tokens` takes, for these images of the batch.
         tokens: -> image tokens [m, P, d].
         fairness: z, batch -> terms of which "loss" is added (FairMed-VLM, Stage 2).
+        buffers: what `fairness` remembers from step to step.
     """
-
     method = debiasing(
         config.debiasing, job.train, alpha=config.adversary_weight, step_size=config.dro_step, device=device()
     )
@@ -146,20 +179,18 @@ def tune(
         # Dropping every demographic prompt is the same as not using them.
         dropout = config.demographic_dropout if config.demographic_prompts else 1.0
         said = demographics_of(job.train, batch.indices, dropout, generator)
-        asked = converse(vlm, labels, notes, said, method.batch_weights(batch.indices))
-
-        def rows_of(part: slice) -> slice:
-            return slice(mine.start + part.start, mine.start + part.stop)
-
-        parts = ranks.shares(count, config.micro_batch or count)
+        told = [job.train.told[i] for i in batch.indices]
+        asked = converse(vlm, labels, notes, told, said, method.batch_weights(batch.indices))
+        lengths = [packed_length(turns) for turns in asked.turns]
+        parts = parts_of(lengths, config.micro_batch or count, alike=config.shard)
         against = None
         if method.looks_first:
             with torch.no_grad():
-                seen = [
-                    answer_losses(vlm, tokens(given[part]), labels[rows_of(part)], asked[rows_of(part)])[2]
-                    for part in parts
-                ]
-            scores = ranks.gather_rows(torch.cat(seen), count)
+                seen = []
+                for part in parts:
+                    rows = mine.start + part
+                    seen.append(answer_losses(vlm, tokens(given[part]), labels[rows], asked[rows])[2])
+            scores = ranks.gather_rows(in_rows(seen, parts), count)
             if method.method == "group_dro":
                 asked = replace(asked, weights=method.group_weights(scores, batch.indices))
             else:
@@ -174,8 +205,8 @@ def tune(
                 terms = {**added, **terms, "loss": terms["loss"] + added["loss"]}
             return terms
 
-        def separate(part: slice, image_tokens: Tensor) -> Terms:
-            rows = rows_of(part)
+        def separate(part: np.ndarray, image_tokens: Tensor) -> Terms:
+            rows = mine.start + part
             instruction, answers, scores = answer_losses(vlm, image_tokens, labels[rows], asked[rows], totals)
             loss = config.instruction_weight * instruction + config.answer_weight * answers
             terms: Terms = {"loss": loss, "instruction": instruction, "answers": answers}
@@ -200,9 +231,28 @@ def tune(
         gradients,
         vlm_score(vlm, validation),
         name,
-        buffers=method.buffers,
+        buffers={**method.buffers, **(buffers or {})},
         faster=dict.fromkeys(beside, ADVERSARY_RATE),
     )
+
+
+def parts_of(lengths: Sequence[int], size: int, *, alike: bool) -> list[np.ndarray]:
+    """This rank's rows of a batch in parts of similar packed length.
+
+    Args:
+        lengths: packed length of each image of the whole batch.
+        size: images per part at most.
+        alike: every rank makes equally many parts, for the ranks of a sharded model meet in every forward pass.
+    """
+    shares = ranks.all_shares(len(lengths))
+    if size >= max(part.stop - part.start for part in shares):
+        return [np.arange(len(lengths[shares[ranks.rank()]]))]
+    each = [micro_batches(lengths[part], size) for part in shares]
+    mine = [np.array(sorted(part)) for part in each[ranks.rank()]]
+    while alike and len(mine) < max(map(len, each)):
+        largest = max(range(len(mine)), key=lambda i: len(mine[i]))
+        mine[largest : largest + 1] = np.array_split(mine[largest], 2)
+    return mine
 
 
 def vlm_score(vlm: VLM, tower: Tower) -> Callable[[], np.ndarray]:

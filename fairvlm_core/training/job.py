@@ -31,6 +31,8 @@ class Job:
         checkpoint: folder for the files to resume from.
         key: fingerprint of config and inputs.
         criterion: what selects the epoch on validation.
+        equal_shares: every rank must get as many images of a batch as the others; a last batch that cannot be divided
+            loses the images that are over.
     """
 
     train: Samples
@@ -42,6 +44,7 @@ class Job:
     oversample: float
     augment: bool
     criterion: str
+    equal_shares: bool = False
 
     def epoch(self, number: int) -> list[Batch]:
         """The batches of an epoch: balanced, stratified over label x attributes, the same for the same seed."""
@@ -51,6 +54,8 @@ class Job:
         places = stratified_batches(stratum[indices], self.batch_size, rng)
         # A last crumb of a batch has neither positives nor groups, and would count as much as a full one.
         kept = [place for place in places if len(place) * 2 >= self.batch_size] or places
+        if self.equal_shares:
+            kept = [place[: len(place) // ranks.size() * ranks.size()] for place in kept]
         return [Batch(indices[place], repeated[place]) for place in kept]
 
     def fit(

@@ -10,13 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fairvlm_core.cohort.conversations import Rounds
 from fairvlm_core.cohort.prompts import DESCRIBE, NO, YES, caption, chat, demographic_prompt, questions
 from fairvlm_core.losses import (
     concept_alignment,
-    contrast_statistics,
-    cross_group_contrast,
     gate_dispersion,
-    moment_alignment,
     transport_distance,
 )
 from fairvlm_core.losses.answers import answer_bce, instruction_loss, option_cross_entropy
@@ -55,11 +53,13 @@ def concept_loss(vlm: VLM, z: Tensor, labels: Tensor) -> Tensor:
     return concept_alignment(z.float(), vlm.concept_embeddings(phrases).float(), positives)
 
 
-def conversation(vlm: VLM, labels: np.ndarray, note: str | None, demographics: str) -> tuple[list[Turn], list[bool]]:
+def conversation(
+    vlm: VLM, labels: np.ndarray, note: str | None, told: Sequence[Rounds], demographics: str
+) -> tuple[list[Turn], list[bool]]:
     """The sequences asked of one image, and which of them the model must learn to say.
 
     Multiclass: one per option, the right one is learnt. Otherwise: one per label, learnt where the label is known.
-    A note, where there is one, is the answer to a request to describe.
+    A note, where there is one, is the answer to a request to describe. Conversations about the image come last.
     """
     task = vlm.task
     if task.kind == "multiclass":
@@ -74,6 +74,9 @@ def conversation(vlm: VLM, labels: np.ndarray, note: str | None, demographics: s
         learnt = [not np.isnan(value) for value in labels]
     if note:
         turns.append(vlm.sequence(chat(DESCRIBE, demographics), note, NOTE_TOKENS))
+        learnt.append(True)
+    for rounds in told:
+        turns.append(vlm.conversation_turn(rounds, demographics))
         learnt.append(True)
     return turns, learnt
 
@@ -92,19 +95,20 @@ class Conversations:
     learnt: list[list[bool]]
     weights: Tensor
 
-    def __getitem__(self, part: slice) -> Conversations:
-        return Conversations(self.turns[part], self.learnt[part], self.weights[part])
+    def __getitem__(self, rows: np.ndarray) -> Conversations:
+        return Conversations([self.turns[i] for i in rows], [self.learnt[i] for i in rows], self.weights[rows])
 
 
 def converse(
     vlm: VLM,
     labels: np.ndarray,
     notes: Sequence[str | None],
+    told: Sequence[Sequence[Rounds]],
     demographics: Sequence[str],
     weights: Tensor | None = None,
 ) -> Conversations:
     """The conversations of a batch; each image counts 1 where no weights are given."""
-    asked = [conversation(vlm, *one) for one in zip(labels, notes, demographics, strict=True)]
+    asked = [conversation(vlm, *one) for one in zip(labels, notes, told, demographics, strict=True)]
     weights = torch.ones(len(labels)) if weights is None else weights
     return Conversations([turns for turns, _ in asked], [learnt for _, learnt in asked], weights)
 
@@ -112,7 +116,7 @@ def converse(
 def answer_totals(asked: Conversations, labels: np.ndarray, kind: str) -> tuple[float, float]:
     """What L_inst and L_qa of a whole batch are divided by: weighted answer tokens, and weighted known answers."""
     tokens = [
-        sum(len(turn.ids) - turn.answer for turn, told in zip(turns, learnt, strict=True) if told)
+        sum(len(turn.learnt) for turn, told in zip(turns, learnt, strict=True) if told)
         for turns, learnt in zip(asked.turns, asked.learnt, strict=True)
     ]
     unknown = np.isnan(labels)
@@ -173,32 +177,6 @@ def demographics_of(samples: Samples, indices: np.ndarray, dropout: float, gener
         "" if hidden else demographic_prompt(samples.sexes[i], samples.ages[i])
         for i, hidden in zip(indices, drop.tolist(), strict=True)
     ]
-
-
-def fairness_losses(
-    embeddings: Tensor,
-    targets: Tensor,
-    groups: Tensor,
-    *,
-    temperature: float,
-    margin: float,
-    hard_negative_fallback: bool,
-    covariance_weight: float,
-) -> Terms:
-    """L_supcon and L_dist on z, and whether they had anything to work on (FairMed-VLM, Stage 2)."""
-    if targets.ndim == 1:
-        keep = targets >= 0
-        embeddings, targets, groups = embeddings[keep], targets[keep], groups[keep]
-    contrast = cross_group_contrast(
-        embeddings,
-        targets,
-        groups,
-        temperature=temperature,
-        margin=margin,
-        hard_negative_fallback=hard_negative_fallback,
-    )
-    moments = moment_alignment(embeddings, targets, groups, covariance_weight=covariance_weight)
-    return {"contrast": contrast, "moments": moments, **contrast_statistics(embeddings, targets, groups, margin=margin)}
 
 
 def texts_for(

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fairvlm_core.training import ranks
 from fairvlm_core.training.sharding import summed_gradients
 
-P = TypeVar("P")
 Terms = dict[str, "Tensor | float"]
 
 
 def batch_gradient(
-    parts: Sequence[P],
+    parts: Sequence[np.ndarray],
     count: int,
     *,
-    tokens: Callable[[P], Tensor],
+    tokens: Callable[[np.ndarray], Tensor],
     coupled: Callable[[Tensor], Terms],
-    separate: Callable[[P, Tensor], Terms],
+    separate: Callable[[np.ndarray, Tensor], Terms],
     parameters: Iterable[nn.Parameter],
     correct: Callable[[list[Tensor], list[Tensor]], list[Tensor]] | None = None,
 ) -> Terms:
@@ -34,7 +33,7 @@ def batch_gradient(
     that of one part, and the result is that of a single pass.
 
     Args:
-        parts: this rank's parts of the batch, in the order of its rows.
+        parts: rows of this rank's share of the batch, each in one part.
         count: images of the whole batch, over all ranks.
         tokens: part -> image tokens [m, P, d], with a graph where gradients are enabled.
         coupled: z [count, d] -> terms; every rank computes it.
@@ -78,23 +77,28 @@ def batch_gradient(
         for part, seed in zip(parts, seeds, strict=True):
             torch.manual_seed(seed)
             pooled.append(tokens(part).mean(1))
-    z = ranks.gather_rows(torch.cat(pooled), count).requires_grad_()
+    z = ranks.gather_rows(in_rows(pooled, parts), count).requires_grad_()
     shared = coupled(z)
     loss = _tensor(shared["loss"])
     cached = torch.autograd.grad(loss, z)[0] if loss.requires_grad else torch.zeros_like(z)
-    mine = cached[ranks.share(count)].split([len(part) for part in pooled])
+    mine = cached[ranks.share(count)]
 
     sums: dict[str, float] = {}
-    for part, seed, gradient in zip(parts, seeds, mine, strict=True):
+    for part, seed in zip(parts, seeds, strict=True):
         torch.manual_seed(seed)
         image_tokens = tokens(part)
         own = separate(part, image_tokens)
-        figures = backward(own["loss"] + (image_tokens.mean(1) * gradient).sum(), own)
+        figures = backward(own["loss"] + (image_tokens.mean(1) * mine[part]).sum(), own)
         sums = {name: sums.get(name, 0.0) + value for name, value in figures.items()}
     for parameter, summed in zip(parameters, summed_gradients(parameters), strict=True):
         parameter.grad = summed
     corrected()
     return _joined(shared, ranks.add(sums))
+
+
+def in_rows(found: Sequence[Tensor], parts: Sequence[np.ndarray]) -> Tensor:
+    """What was found for each part, in the order of the rows."""
+    return torch.cat(list(found))[np.argsort(np.concatenate(list(parts)), kind="stable")]
 
 
 def _joined(shared: Terms, own: dict[str, float]) -> Terms:

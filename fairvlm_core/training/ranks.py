@@ -10,7 +10,6 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
 
 import torch
 import torch.distributed as dist
@@ -42,9 +41,14 @@ def joined() -> Iterator[None]:
         dist.destroy_process_group()
 
 
+def all_shares(count: int) -> list[slice]:
+    """Each rank's part of `count` rows; they are consecutive and differ by one row at most."""
+    return [slice(count * r // size(), count * (r + 1) // size()) for r in range(size())]
+
+
 def share(count: int) -> slice:
-    """This rank's part of `count` rows; the parts of all ranks are consecutive and differ by one row at most."""
-    return slice(count * rank() // size(), count * (rank() + 1) // size())
+    """This rank's part of `count` rows."""
+    return all_shares(count)[rank()]
 
 
 def shares(count: int, width: int) -> list[slice]:
@@ -62,8 +66,7 @@ def gather_rows(rows: Tensor, count: int) -> Tensor:
     """The rows [count, ...] of all ranks, in order, on every rank; each gives its `share(count)`. Without gradient."""
     if size() == 1:
         return rows.detach()
-    bounds = [count * r // size() for r in range(size() + 1)]
-    lengths = [b - a for a, b in pairwise(bounds)]
+    lengths = [part.stop - part.start for part in all_shares(count)]
     padded = rows.new_zeros(max(lengths), *rows.shape[1:])
     padded[: len(rows)] = rows.detach()
     parts = [torch.empty_like(padded) for _ in range(size())]

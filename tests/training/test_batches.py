@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -94,6 +96,20 @@ def test_samples_are_the_rows_of_their_split(cohort):
     assert samples.images(np.array([0, 2])).shape == (2, SIZE, SIZE, 3)
     assert samples.images(np.array([1])).mean() > 100 or samples.labels[1, 0] == 0
     assert samples.targets(np.arange(len(rows))).tolist() == [row["labels"][0] for row in rows]
+
+
+def test_conversations_belong_to_the_images_of_the_split(cohort, tmp_path):
+    table = read_cohort(cohort).to_pylist()
+    own, other = (next(row["image"] for row in table if row["split"] == split) for split in ("train", "test"))
+    said = [{"from": "human", "value": "<image>\nWhat is seen?"}, {"from": "gpt", "value": "A disc."}]
+    file = tmp_path / "said.json"
+    file.write_text(json.dumps([{"id": i, "image": i, "conversations": said} for i in (own, other)]))
+    samples = read_samples(cohort, cohort, "train", ["sex"], file)
+    assert sum(map(len, samples.told)) == 1
+    keys = [row["image"] for row in table if row["split"] == "train"]
+    assert samples.told[keys.index(own)] == [(("What is seen?", "A disc."),)]
+    with pytest.raises(CohortError, match="missing"):
+        read_samples(cohort, cohort, "train", ["sex"], tmp_path / "none.json")
 
 
 def test_an_attribute_without_groups_is_named(cohort):

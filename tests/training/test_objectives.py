@@ -59,7 +59,7 @@ def test_instruction_and_answer_losses_equal_loops(vlm):
     notes, asked = [NOTE, None, None], ["", "Patient: Female.", ""]
     tokens = torch.randn(3, vlm.image_tokens, 96, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        instruction, answers, _ = answer_losses(vlm, tokens, labels, converse(vlm, labels, notes, asked))
+        instruction, answers, _ = answer_losses(vlm, tokens, labels, converse(vlm, labels, notes, [[], [], []], asked))
         told, scored = [], []
         for image, row, note, demographics in zip(tokens, labels, notes, asked, strict=True):
             if note:
@@ -86,7 +86,7 @@ def test_instruction_and_answer_losses_equal_loops(vlm):
 def test_batch_without_any_known_label_or_note_gives_zero(vlm):
     labels = np.full((2, len(vlm.task.labels)), np.nan, dtype=np.float32)
     tokens = torch.randn(2, vlm.image_tokens, 96, requires_grad=True)
-    asked = converse(vlm, labels, [None, None], ["", ""])
+    asked = converse(vlm, labels, [None, None], [[], []], ["", ""])
     instruction, answers, _ = answer_losses(vlm, tokens, labels, asked)
     assert float(instruction) == float(answers) == 0
     (instruction + answers).backward()
@@ -97,16 +97,17 @@ def test_the_losses_of_the_parts_of_a_batch_add_up_to_those_of_the_batch(vlm):
     """With weights: an image that counts twice is as good as two of it."""
     labels = np.array(LABELS[vlm.task.kind], dtype=np.float32)
     notes, said = [NOTE, None, None], ["", "Patient: Female.", ""]
+    told = [[(("What is pale?", "The optic disc."), ("And the cup?", "It is large."))], [], []]
     tokens = torch.randn(3, vlm.image_tokens, 96, generator=torch.Generator().manual_seed(0))
     twice = [0, 0, 1, 2]
     with torch.no_grad():
-        weighted = converse(vlm, labels, notes, said, torch.tensor([2.0, 1.0, 1.0]))
-        plain = converse(vlm, labels[twice], [notes[i] for i in twice], [said[i] for i in twice])
+        weighted = converse(vlm, labels, notes, told, said, torch.tensor([2.0, 1.0, 1.0]))
+        plain = converse(vlm, labels[twice], *([column[i] for i in twice] for column in (notes, told, said)))
         expected = answer_losses(vlm, tokens[twice], labels[twice], plain)
         totals = answer_totals(weighted, labels, vlm.task.kind)
         parts = [
             answer_losses(vlm, tokens[part], labels[part], weighted[part], totals)
-            for part in (slice(0, 1), slice(1, 3))
+            for part in (np.array([0]), np.array([1, 2]))
         ]
     for i in range(2):
         assert float(parts[0][i] + parts[1][i]) == pytest.approx(float(expected[i]), rel=1e-5)

@@ -51,7 +51,7 @@ def test_parts_have_the_gradient_of_the_whole(width):
         return {"loss": (other[1](tokens.mean(1)) - targets[part]).square().sum() / count}
 
     terms = batch_gradient(
-        [slice(start, min(start + width, count)) for start in range(0, count, width)],
+        np.array_split(np.random.default_rng(0).permutation(count), count // width),
         count,
         tokens=lambda part: other[0](images[part]),
         coupled=fairness,
@@ -76,7 +76,7 @@ def test_dropout_is_the_same_in_both_passes():
         return seen[-1]
 
     batch_gradient(
-        [0, 1],
+        [np.array([3, 0, 1]), np.array([5, 4, 2])],
         6,
         tokens=tokens,
         coupled=lambda z: {"loss": z.square().sum()},
@@ -96,8 +96,8 @@ def place(request, tmp_path_factory):
     return folder
 
 
-def first_gradient(place, micro_batch):
-    """Terms and gradients of the first step of Stage 2."""
+def first_gradient(place, micro_batch, bank=0):
+    """Terms and gradients of the first step of Stage 2; with a bank, of the second, which finds the first in it."""
     samples = [
         read_samples(place / "cohort", place / "cohort", split, ("sex", "age_group"))
         for split in ("train", "validation")
@@ -108,12 +108,17 @@ def first_gradient(place, micro_batch):
         def fit(self, parameters, schedule, gradients, score, name, **more):
             batch = self.epoch(0)[0]
             torch.manual_seed(5)
+            if bank:
+                gradients(self.epoch(0)[1], torch.Generator().manual_seed(5))
+                caught["seen"] = int(more["buffers"]["bank.seen"])
+                for parameter in parameters.values():
+                    parameter.grad = None
             caught["terms"] = gradients(batch, torch.Generator().manual_seed(5))
             caught["gradients"] = {name: p.grad for name, p in parameters.items()}
             return []
 
     vlm = load_base(str(place / "base" / "llava"), samples[0].task, SIZE)
-    config = stage2.Config(batch_size=32, lora_rank=4, micro_batch=micro_batch)
+    config = stage2.Config(batch_size=32, lora_rank=4, micro_batch=micro_batch, bank=bank)
     job = Caught(
         *samples, checkpoint=place, key="", seed=0, batch_size=32, oversample=1.5, augment=True, criterion="auc"
     )
@@ -121,8 +126,11 @@ def first_gradient(place, micro_batch):
     return caught
 
 
-def test_stage2_in_micro_batches_has_the_gradient_of_one_pass(place):
-    whole, parts = first_gradient(place, 0), first_gradient(place, 5)
+@pytest.mark.parametrize("bank", [0, 20])
+def test_stage2_in_micro_batches_has_the_gradient_of_one_pass(place, bank):
+    whole, parts = first_gradient(place, 0, bank), first_gradient(place, 5, bank)
+    if bank:
+        assert whole["seen"] == parts["seen"] > 20
     assert set(whole["terms"]) == set(parts["terms"])
     for name, value in whole["terms"].items():
         assert float(parts["terms"][name]) == pytest.approx(float(value), rel=1e-5, abs=1e-6), name
