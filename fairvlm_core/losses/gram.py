@@ -186,5 +186,5 @@ def _pull(
         outside = part.lent * inverse[borrowers, None]
     pull = part.gradient * inverse
     pull *= inverse[:, None]
-    pull[np.diag_indices_from(pull)] -= along * inverse * inverse
+    pull.reshape(-1)[:: len(pull) + 1] -= along * inverse * inverse  # the diagonal
     return pull, outside

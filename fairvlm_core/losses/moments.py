@@ -98,7 +98,7 @@ def find_cells(labels: Tensor, groups: Tensor, covariance_weight: float, reducti
     blocks: list[slice] = []
     for name in names:
         for group in attributes.T:
-            if group.max(initial=0) >= n:  # whatever they are called, at most n groups are here
+            if int(group.max(initial=0)) >= n:  # whatever they are called, at most n groups are here
                 group = np.where(group >= 0, np.searchsorted(np.unique(group[group >= 0]), group), -1)
             key = np.where((name >= 0) & (group >= 0), name * n + group, -1)
             cells = np.bincount(key[key >= 0]).nonzero()[0]
