@@ -172,7 +172,7 @@ def experiment(
     given = {step: read_params(params, step, STEPS) if params else {} for step in CHAIN}
     found = run_experiment(grid, changed(given, grid.toy if toy else {}, where=name), out, seeds=seeds, root=root)
     Console().print(terminal(found))
-    typer.echo(f"The tables are at {out / name}.md, .json and .png.")
+    typer.echo(f"The tables are at {out / name}.md, .json and .png; the report of the first seed is {out / name}.html.")
 
 
 app.command()(export)

@@ -117,11 +117,15 @@ def evaluations(runs: Sequence[Run], out: Path) -> dict[str, list[dict[str, Any]
 def run_experiment(
     experiment: Experiment, params: Params, out: Path, *, seeds: int = 5, root: Path | None = None
 ) -> dict[str, Any]:
-    """Run what is missing, then write the table as Markdown, JSON and PNG into `out`; returns its content.
+    """Run what is missing, then write the table as Markdown, JSON and PNG and a report of one seed into `out`.
+
+    Returns:
+        The content of the table.
 
     Raises:
         ConfigError: for wrong parameters, before anything runs, or an `out` that holds other things.
     """
+    from fairvlm_core.evaluation.report import write_side_by_side
     from fairvlm_core.experiments.picture import draw
     from fairvlm_core.experiments.tables import markdown, summarise
     from fairvlm_core.files import written
@@ -147,6 +151,11 @@ def run_experiment(
     with written(out / f"{experiment.name}.md") as partial:
         partial.write_text(markdown(summary), encoding="utf-8")
     draw(summary, out / f"{experiment.name}.png")
+    first = {run.recipe.title: out / STEPS_FOLDER / run.work["evaluate"].folder for run in runs if run.seed == 0}
+    min_cell = runs[0].work["evaluate"].config.min_cell
+    write_side_by_side(
+        first, out / f"{experiment.name}.html", title=f"{experiment.title}, the first seed", min_cell=min_cell
+    )
     return summary
 
 

@@ -43,14 +43,16 @@ def run(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path])
     from fairvlm_core.evaluation.attention import ATTENTION_FILE
     from fairvlm_core.evaluation.report import COMPARISON_FILE, REPORT_FILE, write_comparison
     from fairvlm_core.evaluation.report.pictures import tradeoff_picture
-    from fairvlm_core.evaluation.report.subjects import require_same_images
+    from fairvlm_core.evaluation.report.subjects import read_subject, require_same_images
     from fairvlm_core.evaluation.report.tables import markdown, summary_rows, summary_table
     from fairvlm_core.evaluation.report.words import Selection
     from fairvlm_core.evaluation.selection import criterion, select
     from fairvlm_core.files import read_json, write_json, written
 
-    validation = {name: _subject(inputs[name], name, "validation", config.min_cell) for name in TITLES}
-    test = {name: _subject(inputs[name], name, "test", config.min_cell) for name in TITLES}
+    validation, test = (
+        {name: read_subject(inputs[name], title, split, min_cell=config.min_cell) for name, title in TITLES.items()}
+        for split in ("validation", "test")
+    )
     for subjects in (validation, test):
         require_same_images(list(subjects.values()), where=", ".join(str(inputs[name]) for name in TITLES))
     attributes = _attributes(config, validation["stage1"].judgement)
@@ -89,17 +91,6 @@ def run(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path])
     tradeoff_picture(list(test.values()), out / "tradeoff.png")
     Console().print(summary_table(comparison))
     return {"selected": selected, "criterion": config.criterion} | _flat(comparison)
-
-
-def _subject(folder: Path, name: str, split: str, min_cell: int) -> Any:
-    from fairvlm_core.evaluation.judgement import judge
-    from fairvlm_core.evaluation.predictions import read_predictions, scores
-    from fairvlm_core.evaluation.report.subjects import Subject
-    from fairvlm_core.files import read_json
-
-    fixed = read_json(folder / "evaluation.json", made_by="evaluate")["thresholds"]
-    given = scores(read_predictions(folder), split)
-    return Subject(TITLES[name], given, judge(given, min_cell=min_cell), fixed["thresholds"])
 
 
 def _attributes(config: Config, judgement: Mapping[str, Any]) -> list[str]:

@@ -18,6 +18,7 @@ from fairvlm_core.models.packing import micro_batches, packed_length
 from fairvlm_core.models.vlm import VLM
 from fairvlm_core.training import ranks
 from fairvlm_core.training.baselines import project_gradients
+from fairvlm_core.training.batches import Samples
 from fairvlm_core.training.debiasing import debiasing
 from fairvlm_core.training.engine import Schedule
 from fairvlm_core.training.job import Job, Tower
@@ -97,15 +98,7 @@ def train_stage2(vlm: VLM, job: Job, config: Any) -> dict[str, list]:
     def pictures(batch: Batch, generator: torch.Generator, part: slice) -> Tensor:
         return train.inputs(batch, generator if job.augment else None, part)
 
-    width = vlm.llava.config.text_config.hidden_size
-    wide = job.train.labels.shape[1] if job.train.task.kind == "multilabel" else None
-    remembered = (
-        bank_tensors(
-            empty_bank(config.bank, dim=width, attributes=len(job.train.attributes), labels=wide, device=device())
-        )
-        if config.bank
-        else {}
-    )
+    remembered = _bank(vlm, job.train, config.bank) if config.bank else {}
 
     def fairness(z: Tensor, batch: Batch) -> Terms:
         labels = job.train.targets(batch.indices).to(z.device)
@@ -143,6 +136,18 @@ def train_stage2(vlm: VLM, job: Job, config: Any) -> dict[str, list]:
         buffers={f"bank.{name}": value for name, value in remembered.items()},
     )
     return {"fairness": found}
+
+
+def _bank(vlm: VLM, samples: Samples, capacity: int) -> dict[str, Tensor]:
+    """The tensors of an empty memory bank for z of this model."""
+    bank = empty_bank(
+        capacity,
+        dim=vlm.llava.config.text_config.hidden_size,
+        attributes=len(samples.attributes),
+        labels=samples.labels.shape[1] if samples.task.kind == "multilabel" else None,
+        device=device(),
+    )
+    return bank_tensors(bank)
 
 
 def tune(

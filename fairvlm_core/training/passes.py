@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fairvlm_core.losses.pairs import as_float
 from fairvlm_core.training import ranks
 from fairvlm_core.training.sharding import summed_gradients
 
@@ -65,7 +66,7 @@ def batch_gradient(
 
     if len(parts) == 1 and ranks.size() == 1:
         image_tokens = tokens(parts[0])
-        shared, own = coupled(image_tokens.mean(1)), separate(parts[0], image_tokens)
+        shared, own = coupled(_pooled(image_tokens)), separate(parts[0], image_tokens)
         figures = backward(shared["loss"] + own["loss"], own)
         corrected()
         return _joined(shared, figures)
@@ -76,7 +77,7 @@ def batch_gradient(
     with torch.no_grad():
         for part, seed in zip(parts, seeds, strict=True):
             torch.manual_seed(seed)
-            pooled.append(tokens(part).mean(1))
+            pooled.append(_pooled(tokens(part)))
     z = ranks.gather_rows(in_rows(pooled, parts), count).requires_grad_()
     shared = coupled(z)
     loss = _tensor(shared["loss"])
@@ -88,12 +89,17 @@ def batch_gradient(
         torch.manual_seed(seed)
         image_tokens = tokens(part)
         own = separate(part, image_tokens)
-        figures = backward(own["loss"] + (image_tokens.mean(1) * mine[part]).sum(), own)
+        figures = backward(own["loss"] + (_pooled(image_tokens) * mine[part]).sum(), own)
         sums = {name: sums.get(name, 0.0) + value for name, value in figures.items()}
     for parameter, summed in zip(parameters, summed_gradients(parameters), strict=True):
         parameter.grad = summed
     corrected()
     return _joined(shared, ranks.add(sums))
+
+
+def _pooled(image_tokens: Tensor) -> Tensor:
+    """z [m, d], in float32 at least: in half precision neither it nor its gradient would be that of another split."""
+    return as_float(image_tokens)[0].mean(1)
 
 
 def in_rows(found: Sequence[Tensor], parts: Sequence[np.ndarray]) -> Tensor:

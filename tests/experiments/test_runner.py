@@ -73,6 +73,8 @@ def test_the_tables_are_those_of_the_evaluations(ran):
     assert written == json.loads(json.dumps(summary))
     assert (out / "smaller.md").read_text().startswith(f"# {GRID.title}")
     assert (out / "smaller.png").stat().st_size > 10_000
+    page = (out / "smaller.html").read_text()
+    assert all(recipe.title in page for recipe in GRID.recipes)
     for name, runs in summary["runs"].items():
         (folders,) = runs
         judged = json.loads((out / folders["evaluate"] / "evaluation.json").read_text())
@@ -96,7 +98,7 @@ def test_the_post_processed_decisions_are_evaluated_at_one_half(ran):
 def test_a_finished_experiment_does_nothing_and_writes_the_same(ran, monkeypatch):
     out, _, _, _ = ran
     before = {file.name: file.read_bytes() for file in out.glob("smaller.*")}
-    assert len(before) == 3
+    assert len(before) == 4
     monkeypatch.setattr(runner, "execute", lambda *_: pytest.fail("a step ran again"))
     run_experiment(GRID, PARAMS, out, seeds=1)
     assert {file.name: file.read_bytes() for file in out.glob("smaller.*")} == before

@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from fairvlm_core.evaluation.report.page import page
-from fairvlm_core.evaluation.report.subjects import HOW_ARGMAX, HOW_TUNED, Subject, subjects_in
+from fairvlm_core.evaluation.report.subjects import (
+    HOW_ARGMAX,
+    HOW_TUNED,
+    Subject,
+    read_subject,
+    require_same_images,
+    subjects_in,
+)
 from fairvlm_core.evaluation.report.tables import summary_table
 from fairvlm_core.evaluation.report.words import Selection
 from fairvlm_core.files import read_json, written
@@ -31,6 +38,18 @@ def write_report(predictions: Path, out: Path, *, min_cell: int = 10) -> None:
 
     subjects, split, how = subjects_in(read_predictions(predictions), min_cell=min_cell, where=predictions)
     _write(out, page(subjects, title="Fairness report", split=split, how=how))
+
+
+def write_side_by_side(folders: Mapping[str, Path], out: Path, *, title: str, min_cell: int) -> None:
+    """Write the report of models that evaluate judged on the same images, without selecting one.
+
+    Args:
+        folders: a model's title -> the folder that evaluate wrote for it.
+    """
+    subjects = [read_subject(folder, name, "test", min_cell=min_cell) for name, folder in folders.items()]
+    require_same_images(subjects, where=", ".join(map(str, folders.values())))
+    how = HOW_ARGMAX if subjects[0].scores.kind == "multiclass" else HOW_TUNED
+    _write(out, page(subjects, title=title, split="test", how=how))
 
 
 def write_comparison(

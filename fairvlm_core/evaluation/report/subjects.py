@@ -14,8 +14,9 @@ import pyarrow.compute as pc
 from fairvlm_core.errors import PredictionsError
 from fairvlm_core.evaluation.judgement import judge, with_intersection
 from fairvlm_core.evaluation.metrics import roc_curve
-from fairvlm_core.evaluation.predictions import Y_ANSWER, Scores, kind_of, scores
+from fairvlm_core.evaluation.predictions import Y_ANSWER, Scores, kind_of, read_predictions, scores
 from fairvlm_core.evaluation.thresholds import DEFAULT, decided, tune
+from fairvlm_core.files import read_json
 
 GRID = np.linspace(0, 1, 101)
 HOW_GIVEN = "The decisions are those in the predictions file (column y_pred); it does not say how they were made."
@@ -42,6 +43,13 @@ class Subject:
     scores: Scores
     judgement: dict[str, Any]
     thresholds: Mapping[str, float]
+
+
+def read_subject(folder: Path, title: str, split: str, *, min_cell: int) -> Subject:
+    """One split of what evaluate wrote into a folder, under a title."""
+    fixed = read_json(folder / "evaluation.json", made_by="evaluate")["thresholds"]
+    given = scores(read_predictions(folder), split)
+    return Subject(title, given, judge(given, min_cell=min_cell), fixed["thresholds"])
 
 
 def subjects_in(table: pa.Table, *, min_cell: int, where: Path) -> tuple[list[Subject], str, str]:
