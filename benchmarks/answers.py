@@ -177,7 +177,7 @@ def training_race(vlm: VLM, images: np.ndarray) -> Race:
     randomised(vlm)
     vlm.llava.train()
     answers = np.random.default_rng(1).integers(0, 2, (len(images), len(FINDINGS))).astype(np.float32)
-    turns = [conversation(vlm, row, None, "")[0] for row in answers]
+    turns = [conversation(vlm, row, None, [], "")[0] for row in answers]
     packed, batch = pack(turns), padded_rows(turns)
     rows = torch.arange(len(images)).repeat_interleave(len(FINDINGS))
     values = pixels(images, vlm.mean, vlm.std)
