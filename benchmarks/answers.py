@@ -241,7 +241,7 @@ def waste(vlm: VLM, images: int = 64) -> list[str]:
     random, written = np.random.default_rng(2), notes(images * 2)
     answers = random.integers(0, 2, (images, len(FINDINGS))).astype(np.float32)
     for what, told in (("findings", [None] * images), ("findings and a note", written[:images])):
-        turns = [conversation(vlm, row, note, "")[0] for row, note in zip(answers, told, strict=True)]
+        turns = [conversation(vlm, row, note, [], "")[0] for row, note in zip(answers, told, strict=True)]
         packed, rows = pack(turns), padded_rows(turns)
         used = sum(pack([asked]).ids.numel() for asked in turns)  # a row on its own has no padding
         ours, theirs = 1 - used / packed.ids.numel(), 1 - float(rows["attention_mask"].float().mean())
