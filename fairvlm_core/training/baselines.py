@@ -81,7 +81,7 @@ def sample_weights(scheme: str, labels: np.ndarray, groups: np.ndarray, kind: st
 
 
 def group_means(losses: Tensor, cells: Tensor, count: int) -> Tensor:
-    """Mean loss of each cell, with gradient; NaN for a cell that the batch has no sample of.
+    """Mean loss of each cell; NaN for a cell that the batch has no sample of.
 
     Args:
         losses: float [n], one per sample.
@@ -93,7 +93,6 @@ def group_means(losses: Tensor, cells: Tensor, count: int) -> Tensor:
     """
     member = (cells[:, None] == torch.arange(count, device=cells.device)).to(losses.dtype)
     size = member.sum(0)
-    # The division by at least 1 keeps NaN out of the gradient of the cells that are there.
     means = (losses @ member) / size.clamp(min=1)
     return torch.where(size > 0, means, torch.full_like(means, torch.nan))
 
@@ -126,20 +125,6 @@ def group_dro_step(losses_per_group: Tensor, q: Tensor, step_size: float) -> Ten
     if grown.sum() > 0:
         result[present] = grown * (held[present].sum() / grown.sum())
     return result.to(q.dtype)
-
-
-def group_dro_loss(losses_per_group: Tensor, q: Tensor) -> Tensor:
-    """What GroupDRO minimises: the groups' mean losses weighted by q; absent groups (NaN) count nothing.
-
-    Args:
-        losses_per_group: float [G] with gradient, as `group_means` gives them.
-        q: float [G], the weights after `group_dro_step`.
-
-    Returns:
-        Scalar; 0, and connected to the graph, where no group is present.
-    """
-    present = ~losses_per_group.isnan()
-    return (q.detach()[present] * losses_per_group[present]).sum()
 
 
 def project_gradients(predictor: Sequence[Tensor], adversary: Sequence[Tensor], alpha: float) -> list[Tensor]:

@@ -39,12 +39,7 @@ ADVERSARY_RATE = 10.0  # an adversary that learns as slowly as what it watches n
 
 def train_stage1(vlm: VLM, job: Job, config: Any) -> dict[str, list]:
     """Concept alignment of the projector, then instruction tuning (FairMed-VLM, Stage 1); the tower is frozen."""
-    torch.manual_seed(job.seed)  # LoRA starts at random
-    vlm.add_adapter(rank=config.lora_rank, alpha=config.lora_alpha, tower=False)
-    if config.checkpoint_gradients:
-        vlm.checkpoint_gradients()
-    if config.shard:
-        shard(vlm)
+    prepare(vlm, job, config, tower=False)
     vlm.llava.eval()  # the tower's features must not depend on dropout
     train = Tower(job.train, vlm.features, cache=config.cache_features, label="training")
     validation = Tower(job.validation, vlm.features, cache=True, label="validation")
@@ -84,12 +79,7 @@ def train_stage1(vlm: VLM, job: Job, config: Any) -> dict[str, list]:
 
 def train_stage2(vlm: VLM, job: Job, config: Any) -> dict[str, list]:
     """LoRA on tower and language model with the fairness losses on z (FairMed-VLM, Stage 2)."""
-    torch.manual_seed(job.seed)  # LoRA starts at random
-    vlm.add_adapter(rank=config.lora_rank, alpha=config.lora_alpha, tower=True)
-    if config.checkpoint_gradients:
-        vlm.checkpoint_gradients()
-    if config.shard:
-        shard(vlm)
+    prepare(vlm, job, config, tower=True)
     vlm.llava.train()
     train = Tower(job.train, vlm.features, cache=False, label="training")
     validation = Tower(job.validation, vlm.features, cache=False, label="validation")
@@ -136,6 +126,16 @@ def train_stage2(vlm: VLM, job: Job, config: Any) -> dict[str, list]:
         buffers={f"bank.{name}": value for name, value in remembered.items()},
     )
     return {"fairness": found}
+
+
+def prepare(vlm: VLM, job: Job, config: Any, *, tower: bool) -> None:
+    """Give the model its LoRA matrices, and lay it out in memory as the config asks."""
+    torch.manual_seed(job.seed)  # LoRA starts at random
+    vlm.add_adapter(rank=config.lora_rank, alpha=config.lora_alpha, tower=tower)
+    if config.checkpoint_gradients:
+        vlm.checkpoint_gradients()
+    if config.shard:
+        shard(vlm)
 
 
 def _bank(vlm: VLM, samples: Samples, capacity: int) -> dict[str, Tensor]:
