@@ -11,19 +11,17 @@ gradients. The model is LLaVA-Med scaled down: image tokens (196, or 576 as at 3
 from __future__ import annotations
 
 import argparse
-import platform
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
+from side_by_side import machine, speedups, spread, take_turns
 from torch import Tensor, nn
 
 from fairvlm_core.cohort.adapters import generated
@@ -48,6 +46,9 @@ FINDINGS = (
 TASK = Task("multilabel", FINDINGS, FINDINGS, tuple(f"no {finding}" for finding in FINDINGS))
 
 Work = Callable[[], Any]
+
+
+SECONDS = 0.4  # how long each side works, about, before it is the other's turn
 
 
 @dataclass(frozen=True)
@@ -251,20 +252,11 @@ def waste(vlm: VLM, images: int = 64) -> list[str]:
 
 
 def run(race: Race, rounds: int) -> Result:
-    """Prove that both sides agree, then let them work in turn; who begins alternates."""
+    """Prove that both sides agree, then let them work in turn."""
     difference = race.alike()
-    speeds: dict[Work, list[float]] = {race.ours: [], race.theirs: []}
-    for number in range(rounds):
-        for work in (race.ours, race.theirs) if number % 2 else (race.theirs, race.ours):
-            started = time.perf_counter()
-            calls = 0
-            while not calls or time.perf_counter() - started < 0.4:
-                work()
-                calls += 1
-            speeds[work].append(calls * race.images / (time.perf_counter() - started))
-    ours, theirs = speeds[race.ours], speeds[race.theirs]
-    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
-    return Result(race, statistics.median(ours), statistics.median(theirs), ratios, difference)
+    ours, theirs = take_turns(lambda _: race.ours(), lambda _: race.theirs(), rounds=rounds, seconds=SECONDS)
+    speed = [race.images / statistics.median(times) for times in (ours, theirs)]
+    return Result(race, *speed, speedups(ours, theirs), difference)
 
 
 def table(results: Sequence[Result], wasted: Sequence[str]) -> str:
@@ -274,25 +266,14 @@ def table(results: Sequence[Result], wasted: Sequence[str]) -> str:
         "| --- | ---: | --- | ---: | ---: | --- |",
     ]
     for result in results:
-        race, ratios = result.race, result.ratios
-        spread = f"{statistics.median(ratios):.1f} ({min(ratios):.1f} to {max(ratios):.1f})"
-        lines.append(
-            f"| {race.name} | {result.ours:.2f} | {race.peer} | {result.theirs:.2f} | {spread} | {result.difference} |"
-        )
-    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "peft", "numpy"))
-    processor = next(
-        (line.split(":")[1].strip() for line in cpu_lines() if line.startswith("model name")), platform.machine()
-    )
+        race = result.race
+        speeds = f"{result.ours:.2f} | {race.peer} | {result.theirs:.2f}"
+        lines.append(f"| {race.name} | {speeds} | {spread(result.ratios, 1)} | {result.difference} |")
     measured = (
-        f"{processor}, {torch.get_num_threads()} torch thread; Python {platform.python_version()}, {packages}. "
+        f"{machine('torch', 'transformers', 'peft', 'numpy')} "
         f"Language model: hidden size {HIDDEN}, {LAYERS} layers. Rounds: {len(results[0].ratios)}."
     )
     return "\n".join([*lines, "", "Padding:", "", *wasted, "", measured]) + "\n"
-
-
-def cpu_lines() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.is_file() else []
 
 
 def races(folder: Path, image: int, patch: int, *, count: int, **shape: int) -> tuple[list[Race], VLM]:

@@ -10,18 +10,15 @@ gradient. What the rows mean is in benchmarks/README.md.
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import statistics
-import time
 import tracemalloc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import torch
+from side_by_side import machine, speedups, spread, take_turns
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
@@ -165,24 +162,8 @@ def run(race: Race, rounds: int) -> Result:
     """Let both work in turn; who begins alternates."""
     if race.equal and difference(race) > 1e-3:
         raise RuntimeError(f"{race.name}: both sides differ by {difference(race):.1e}.")
-    calls = {call: calls_in(call, SECONDS) for call in (race.ours, race.theirs)}
-    times: dict[Pass, list[float]] = {race.ours: [], race.theirs: []}
-    for number in range(rounds):
-        for call in (race.ours, race.theirs) if number % 2 else (race.theirs, race.ours):
-            started = time.perf_counter()
-            for _ in range(calls[call]):
-                call()
-            times[call].append((time.perf_counter() - started) / calls[call])
-    ours, theirs = times[race.ours], times[race.theirs]
-    ratios = [b / a for a, b in zip(ours, theirs, strict=True)]
-    return Result(race, 1e3 * statistics.median(ours), 1e3 * statistics.median(theirs), ratios)
-
-
-def calls_in(call: Pass, seconds: float) -> int:
-    call()
-    started = time.perf_counter()
-    call()
-    return max(1, round(seconds / (time.perf_counter() - started)))
+    ours, theirs = take_turns(lambda _: race.ours(), lambda _: race.theirs(), rounds=rounds, seconds=SECONDS)
+    return Result(race, 1e3 * statistics.median(ours), 1e3 * statistics.median(theirs), speedups(ours, theirs))
 
 
 def peak_memory(call: Pass) -> float:
@@ -202,24 +183,12 @@ def table(results: Sequence[Result], memory: dict[str, float]) -> str:
     """The results as Markdown, with what they were measured on."""
     lines = ["| | ms | peer | its ms | ratio (lowest to highest) |", "| --- | ---: | --- | ---: | ---: |"]
     for result in results:
-        race, ratios = result.race, result.ratios
-        digits = 0 if statistics.median(ratios) > 20 else 2
-        spread = f"{statistics.median(ratios):,.{digits}f} ({min(ratios):,.{digits}f} to {max(ratios):,.{digits}f})"
-        lines.append(f"| {race.name} | {result.ours:.2f} | {race.peer} | {result.theirs:,.2f} | {spread} |")
+        race = result.race
+        ratio = spread(result.ratios, 0 if statistics.median(result.ratios) > 20 else 2)
+        lines.append(f"| {race.name} | {result.ours:.2f} | {race.peer} | {result.theirs:,.2f} | {ratio} |")
     lines += ["", "Peak memory beyond the inputs, the gradient included: "]
     lines[-1] += ", ".join(f"{name}: {size / 1e6:.1f} MB" for name, size in memory.items()) + "."
-    return "\n".join([*lines, "", f"{machine()} Rounds: {len(results[0].ratios)}."]) + "\n"
-
-
-def machine() -> str:
-    """Processor and versions; nothing that tells whose machine it is."""
-    information = Path("/proc/cpuinfo")
-    lines = information.read_text().splitlines() if information.is_file() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "numpy"))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    processor = names[0] if names else platform.machine()
-    return f"{processor}, {cores} cores, 1 thread; Python {platform.python_version()}, {packages}."
+    return "\n".join([*lines, "", f"{machine('torch', 'numpy')} Rounds: {len(results[0].ratios)}."]) + "\n"
 
 
 def main() -> None:

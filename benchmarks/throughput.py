@@ -10,14 +10,10 @@ peer is, and what the numbers do not say, is in benchmarks/README.md.
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +21,7 @@ import numpy as np
 import torch
 import transformers
 from PIL import Image
+from side_by_side import Step, machine, speedups, spread, take_turns
 from torch import Tensor, nn
 
 from fairvlm_core.cohort.adapters import generated
@@ -45,6 +42,7 @@ from fairvlm_core.training.objectives import Batch, conversation, demographics_o
 TABLE = Path(__file__).with_suffix(".md")
 SIZE = 64  # pixels, as in params.yaml
 PHOTOGRAPH = 512  # pixels: side of the JPEG files that ingest reads
+PACKAGES = ("torch", "transformers", "peft", "numpy", "pillow")
 SECONDS = 0.4  # how long each side works before it is the other's turn
 ATTRIBUTES = ("sex", "age_group")
 # The findings of CheXpert: as many questions per image as a chest radiograph is asked.
@@ -53,8 +51,6 @@ FINDINGS = (
     "pneumonia", "atelectasis", "pneumothorax", "pleural effusion", "another pleural disease", "fracture",
     "support devices",
 )  # fmt: skip
-
-Step = Callable[[int], Any]
 
 
 @dataclass(frozen=True)
@@ -272,26 +268,10 @@ def clip_race(name: str, peer: str, job: Watched, folder: Path) -> Race:
 
 
 def run(race: Race, rounds: int) -> Result:
-    """Let both work in turn; who begins alternates."""
-    race.ours(0), race.theirs(0)  # what is only slow the first time
-    calls = {step: calls_in(step, SECONDS) for step in (race.ours, race.theirs)}
-    speeds: dict[Step, list[float]] = {race.ours: [], race.theirs: []}
-    for number in range(rounds):
-        order = (race.ours, race.theirs) if number % 2 else (race.theirs, race.ours)
-        for step in order:
-            started = time.perf_counter()
-            for i in range(calls[step]):
-                step(number * calls[step] + i)
-            speeds[step].append(calls[step] * race.images / (time.perf_counter() - started))
-    ours, theirs = speeds[race.ours], speeds[race.theirs]
-    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
-    return Result(race, statistics.median(ours), statistics.median(theirs), ratios)
-
-
-def calls_in(step: Step, seconds: float) -> int:
-    started = time.perf_counter()
-    step(1)
-    return max(1, round(seconds / (time.perf_counter() - started)))
+    """Let both work in turn."""
+    ours, theirs = take_turns(race.ours, race.theirs, rounds=rounds, seconds=SECONDS)
+    speed = [race.images / statistics.median(times) for times in (ours, theirs)]
+    return Result(race, *speed, speedups(ours, theirs))
 
 
 def table(results: Sequence[Result]) -> str:
@@ -301,25 +281,10 @@ def table(results: Sequence[Result]) -> str:
         "| --- | ---: | --- | ---: | ---: |",
     ]
     for result in results:
-        race, ratios = result.race, result.ratios
-        spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+        race = result.race
         name = race.name if race.name.startswith("ingest") else f"{race.name}; batch {race.images}"
-        lines.append(f"| {name} | {result.ours:.0f} | {race.peer} | {result.theirs:.0f} | {spread} |")
-    return "\n".join([*lines, "", f"{machine()} Rounds: {len(results[0].ratios)}."]) + "\n"
-
-
-def machine() -> str:
-    """Processor, cores and versions; nothing that tells whose machine it is."""
-    names = [line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
-    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "peft", "numpy", "pillow"))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    where = "on a GPU" if torch.cuda.is_available() else f"{torch.get_num_threads()} torch threads"
-    processor = names[0] if names else platform.machine()
-    return f"{processor}, {cores} cores, {where}; Python {platform.python_version()}, {packages}."
-
-
-def _lines(path: str) -> list[str]:
-    return Path(path).read_text().splitlines() if Path(path).is_file() else []
+        lines.append(f"| {name} | {result.ours:.0f} | {race.peer} | {result.theirs:.0f} | {spread(result.ratios, 2)} |")
+    return "\n".join([*lines, "", f"{machine(*PACKAGES)} Rounds: {len(results[0].ratios)}."]) + "\n"
 
 
 def main() -> None:

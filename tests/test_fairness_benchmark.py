@@ -4,6 +4,7 @@ import runpy
 from pathlib import Path
 
 import pytest
+import side_by_side
 import torch
 
 import fairvlm_core
@@ -49,7 +50,7 @@ def test_the_peak_of_a_call_is_what_it_holds_at_once(benchmark):
 
 
 def test_the_table_names_each_comparison(benchmark, races, monkeypatch):
-    monkeypatch.setitem(benchmark["run"].__globals__, "calls_in", lambda call, seconds: 1)
+    monkeypatch.setattr(side_by_side, "calls_in", lambda call, seconds: 1)
     results = [benchmark["run"](race, 2) for race in races]
     text = benchmark["table"](results, {"both": 2e6})
     assert [line.split(" | ")[0] for line in text.splitlines()[2:9]] == [f"| {race.name}" for race in races]
