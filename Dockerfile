@@ -27,7 +27,8 @@ ENV PATH=/opt/fairvlm/bin:$PATH \
     GX_ANALYTICS_ENABLED=false \
     DVC_NO_ANALYTICS=true \
     DO_NOT_TRACK=1 \
-    TOKENIZERS_PARALLELISM=false
+    TOKENIZERS_PARALLELISM=false \
+    NUMBA_CACHE_DIR=/tmp/numba
 WORKDIR /home/fairvlm
 # By number, so that Kubernetes can see that it is not root.
 USER 10001:10001

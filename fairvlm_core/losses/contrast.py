@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -10,19 +9,16 @@ import torch
 from torch import Tensor
 
 from fairvlm_core.losses.bank import MemoryBank, check_bank
+from fairvlm_core.losses.compiled import compiled
 from fairvlm_core.losses.gram import Loan, Part, from_cosines, gram_of
 from fairvlm_core.losses.pairs import (
     check_positive,
     check_reduction,
     check_samples,
-    different_groups,
     full_precision,
     on_host,
     unit_rows,
 )
-
-FAR = 600.0  # exp(+-FAR) is still far from the ends of float64
-ENTRIES = 2**14  # of a matrix, that are worked on at a time
 
 
 @full_precision
@@ -98,200 +94,206 @@ class Options(NamedTuple):
     reduction: str
 
 
-class Family(NamedTuple):
-    """The pairs of one label; all classes of a single-label task together are one family.
+class Pairs(NamedTuple):
+    """Who is compared with whom. All classes of a single-label task together are one label here.
 
     Attributes:
-        anchors: [a] rows of the batch, ascending.
-        positives: bool [a, n], P(i).
-        other: bool [a, n], another label.
-        counts: float64 [a], |P(i)|, with what the bank gives.
-        places: [a], which row of the cosines to the loan is theirs; -1 for those whose P(i) is not from the bank.
-        borrowed: bool [a, m], P(i) among the rows of the loan.
+        labels: float64 [L, n], -1 unknown; see `pairs.on_host`.
+        groups: int64 [n, K].
+        lowest: the least label of an anchor: 1 where labels are carried or not, 0 where they are classes.
+        counts: int64 [L, n], |P(i)| of each anchor with what the bank gives, and -1 for those that are no anchors.
+        held_labels: float64 [L, m], of the rows of the loan.
+        held_groups: int64 [m, K].
+        places: int64 [n], which row of the cosines to the loan belongs to a sample; -1 for those that borrow nothing.
+        loan: what is borrowed from the bank, if anything.
     """
 
-    anchors: np.ndarray
-    positives: np.ndarray
-    other: np.ndarray
+    labels: np.ndarray
+    groups: np.ndarray
+    lowest: float
     counts: np.ndarray
+    held_labels: np.ndarray
+    held_groups: np.ndarray
     places: np.ndarray
-    borrowed: np.ndarray
-
-
-class Pairs(NamedTuple):
-    """Who is compared with whom: a family per label, and what is borrowed from the bank, if anything."""
-
-    families: list[Family]
     loan: Loan | None
 
 
 def find_pairs(embeddings: Tensor, labels: Tensor, groups: Tensor, bank: MemoryBank | None = None) -> Pairs:
-    """Anchors, positives and samples of another label. Of the embeddings only device and shape matter."""
+    """Labels, groups and the number of positives. Of the embeddings only device and shape matter."""
+    mine, attributes = on_host(labels, groups)
+    lowest = float(labels.ndim - 1)
+    counts = _count_positives(mine, attributes, lowest)
+    places = np.full(len(attributes), -1)
     if bank is not None:
         check_bank(bank, embeddings, labels, groups)
-    y, attributes = on_host(labels, groups)
-    different = different_groups(attributes, attributes)
-    families = []
-    for anchors, same, other in _agreement(y):
-        positives = same & take(different, anchors)
-        counts = positives.sum(1, dtype=np.float64)
-        families.append(Family(anchors, positives, other, counts, np.full_like(anchors, -1), positives[:, :0]))
-    return Pairs(families, None) if bank is None else _with_bank(families, y, attributes, bank, embeddings.device)
+        held, theirs = on_host(bank.labels, bank.groups)
+        borrows, lends = _borrow(mine, attributes, held, theirs, counts)
+        if lends.any():
+            (borrowers,), (lent,) = borrows.nonzero(), lends.nonzero()
+            places[borrowers] = np.arange(len(borrowers))
+            rows = bank.embeddings[torch.from_numpy(lent).to(bank.embeddings.device)]
+            device = embeddings.device
+            loan = Loan(torch.from_numpy(borrowers).to(device), unit_rows(rows.to(device).double()))
+            return Pairs(mine, attributes, lowest, counts, held[:, lent], theirs[lent], places, loan)
+    return Pairs(mine, attributes, lowest, counts, mine[:, :0], attributes[:0], places, None)
 
 
-def _agreement(labels: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Per family the anchors [a], and for each the samples [a, n] with the same label and with another."""
-    if labels.ndim == 1:
-        known = labels >= 0
-        anchors = known.nonzero()[0]
-        equal = labels[anchors, None] == labels
-        yield anchors, equal, ~equal & known
-        return
-    for column in labels.T:
-        anchors = (column == 1).nonzero()[0]
-        shape = (len(anchors), len(labels))
-        yield anchors, np.broadcast_to(column == 1, shape), np.broadcast_to(column == 0, shape)
+@compiled
+def _differ(groups: np.ndarray, i: int, others: np.ndarray, p: int) -> bool:
+    """Whether some attribute that is known for both differs, of rows of [n, K] and [m, K]; negative = unknown."""
+    differ = False
+    for k in range(groups.shape[1]):
+        differ |= groups[i, k] >= 0 and others[p, k] >= 0 and groups[i, k] != others[p, k]
+    return differ
 
 
-def _with_bank(
-    families: list[Family], labels: np.ndarray, groups: np.ndarray, bank: MemoryBank, device: torch.device
-) -> Pairs:
-    """The families; anchors without a positive in the batch have the bank's."""
-    held, attributes = on_host(bank.labels, bank.groups)
-    different = different_groups(groups, attributes)
-    offers = []
-    for j, family in enumerate(families):
-        same = labels[family.anchors, None] == held if labels.ndim == 1 else held[:, j] == 1
-        offers.append(take(different, family.anchors) & same & (family.counts == 0)[:, None])
+@compiled
+def _count_positives(labels: np.ndarray, groups: np.ndarray, lowest: float) -> np.ndarray:
+    """int64 [L, n]: |P(i)| in the batch, -1 where i is no anchor."""
+    counts = np.full(labels.shape, -1)
+    for family in range(len(labels)):
+        y = labels[family]
+        for i in range(len(y)):
+            if y[i] >= lowest:
+                counts[family, i] = 0
+                for p in range(len(y)):
+                    if y[p] == y[i] and _differ(groups, i, groups, p):
+                        counts[family, i] += 1
+    return counts
 
-    borrows, lends = np.zeros(len(labels), dtype=bool), np.zeros(len(held), dtype=bool)
-    for family, offer in zip(families, offers, strict=True):
-        borrows[family.anchors] |= offer.any(1)
-        lends |= offer.any(0)
-    if not lends.any():
-        return Pairs(families, None)
-    place, lent = borrows.cumsum() - 1, lends.nonzero()[0]
-    for j, (family, offer) in enumerate(zip(families, offers, strict=True)):
-        places = np.where(offer.any(1), place[family.anchors], -1)
-        families[j] = family._replace(counts=family.counts + offer.sum(1), places=places, borrowed=offer[:, lent])
-    unit = unit_rows(bank.embeddings[torch.from_numpy(lent).to(bank.embeddings.device)].to(device).double())
-    return Pairs(families, Loan(torch.from_numpy(borrows.nonzero()[0]).to(device), unit))
+
+@compiled
+def _borrow(
+    labels: np.ndarray, groups: np.ndarray, held: np.ndarray, theirs: np.ndarray, counts: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Give anchors without a positive in the batch those of the bank; `counts` grows.
+
+    Returns:
+        bool [n] and [m]: which samples of the batch borrow, and which of the bank are lent.
+    """
+    borrows, lends = np.zeros(len(groups), np.bool_), np.zeros(len(theirs), np.bool_)
+    for family in range(len(labels)):
+        for i in range(len(groups)):
+            if counts[family, i] == 0:
+                for p in range(len(theirs)):
+                    if held[family, p] == labels[family, i] and _differ(groups, i, theirs, p):
+                        counts[family, i] += 1
+                        borrows[i] = lends[p] = True
+    return borrows, lends
 
 
 def contrast_part(pairs: Pairs, options: Options, cosines: np.ndarray, lent: np.ndarray | None) -> Part:
     """Value and gradient of the loss from cosines [n, n] and, where there is a loan, [r, m]."""
-    value, gradient = 0.0, np.zeros_like(cosines)
-    lent_gradient = None if lent is None else np.zeros_like(lent)
-    valid = [np.count_nonzero(family.counts) for family in pairs.families]
-    labels = np.count_nonzero(valid)
-    # A few anchors at a time, so that what is worked on stays in the processor's cache.
-    step = max(1, ENTRIES // max(len(cosines), 1))
-    for family, count in zip(pairs.families, valid, strict=True):
-        each = np.divide(1.0, family.counts, out=np.zeros_like(family.counts), where=family.counts > 0)
-        if options.reduction == "mean":
-            each /= max(count * labels, 1)
-        for start in range(0, len(each) if count else 0, step):
-            some = slice(start, start + step)
-            terms, pulls = _some_anchors(family, some, each[some], options, cosines, lent, lent_gradient)
-            value += terms
-            rows = family.anchors[some]
-            gradient[slice(rows[0], rows[-1] + 1) if _adjoin(rows) else rows] += pulls
-    return Part(value, gradient + gradient.T, lent_gradient)
+    valid = (pairs.counts > 0).sum(1)
+    weights = np.ones(len(valid))
+    if options.reduction == "mean":
+        weights /= np.maximum(valid * np.count_nonzero(valid), 1)
+    gradient = np.zeros_like(cosines)
+    lent_gradient = np.zeros((0, 0) if lent is None else lent.shape)
+    scored = lent_gradient if lent is None else lent
+    value = _contrast(*pairs[:7], weights, *options[:3], cosines, scored, gradient, lent_gradient)
+    return Part(value, gradient + gradient.T, None if lent is None else lent_gradient)
 
 
-def _some_anchors(
-    family: Family,
-    some: slice,
-    each: np.ndarray,
-    options: Options,
+@compiled
+def _contrast(
+    labels: np.ndarray,
+    groups: np.ndarray,
+    lowest: float,
+    counts: np.ndarray,
+    held_labels: np.ndarray,
+    held_groups: np.ndarray,
+    places: np.ndarray,
+    weights: np.ndarray,
+    temperature: float,
+    margin: float,
+    fallback: bool,
     cosines: np.ndarray,
-    lent: np.ndarray | None,
-    lent_gradient: np.ndarray | None,
-) -> tuple[float, np.ndarray]:
-    """What `some` anchors add to the loss, and its gradient by their cosines [a, n]; `lent_gradient` is added to."""
-    anchored = take(cosines, family.anchors[some])
-    negatives = _negatives(family.other[some], options, anchored)
-    scores = anchored / options.temperature
-    highest = np.where(negatives, scores, -np.inf).max(1, keepdims=True)
-    # Without a negative a term is log 1.
-    alone = highest == -np.inf
-    each = each[:, None] * ~alone
-    highest[alone] = 0.0
-    scores -= highest
-    exponentials = _exponentials(scores)
-    chosen = exponentials * negatives
-    total = chosen.sum(1, keepdims=True) + alone
+    lent: np.ndarray,
+    gradient: np.ndarray,
+    lent_gradient: np.ndarray,
+) -> float:
+    """The sum of the terms; `gradient` [n, n] and `lent_gradient` [r, m] grow by their derivatives.
 
-    terms, pulls = _terms(scores, exponentials, total)
-    weights = family.positives[some] * each
-    value = float(np.vdot(terms, weights))
-    pulls *= weights
-    pull = pulls.sum(1, keepdims=True)
-    if lent is not None and lent_gradient is not None:
-        mine = (family.places[some] >= 0).nonzero()[0]
-        places = family.places[some][mine]
-        scores = lent[places] / options.temperature - highest[mine]
-        terms, outside = _terms(scores, _exponentials(scores), total[mine])
-        weights = family.borrowed[some][mine] * each[mine]
-        value += float(np.vdot(terms, weights))
-        outside *= weights
-        pull[mine] += outside.sum(1, keepdims=True)
-        lent_gradient[places] -= outside / options.temperature
-    chosen *= pull / (total * options.temperature)
-    pulls /= options.temperature
-    chosen -= pulls
-    return value, chosen
+    weights: [L], of an anchor's term.
+    """
+    value = 0.0
+    pushes = np.empty(cosines.shape[1])  # exp(score - highest) of the negatives of an anchor, 0 for the others
+    for family in range(len(labels)):
+        y = labels[family]
+        for i in range(len(y)):
+            if counts[family, i] <= 0:
+                continue
+            total, nearest, highest = 0.0, -1, -np.inf
+            for a in range(len(y)):
+                if y[a] >= 0 and y[a] != y[i]:
+                    if np.isnan(cosines[i, a]):
+                        return np.nan
+                    if nearest < 0 or cosines[i, a] > cosines[i, nearest]:
+                        nearest = a
+            # Without a negative a term is log 1.
+            if nearest < 0 or not (fallback or cosines[i, nearest] > margin):
+                continue
+            highest = cosines[i, nearest] / temperature
+            for a in range(len(y)):
+                negative = a == nearest or (y[a] >= 0 and y[a] != y[i] and cosines[i, a] > margin)
+                pushes[a] = np.exp(cosines[i, a] / temperature - highest) if negative else 0.0
+                total += pushes[a]
 
-
-def _negatives(other: np.ndarray, options: Options, cosines: np.ndarray) -> np.ndarray:
-    """bool [a, n]: N(i), or where that is empty the nearest sample of another label. other, cosines: [a, n]."""
-    negatives = cosines > options.margin
-    negatives &= other
-    if options.hard_negative_fallback:
-        empty = np.flatnonzero(~negatives.any(1))
-        if len(empty):
-            candidates = other[empty]
-            nearest = np.where(candidates, cosines[empty], -np.inf).argmax(1)
-            negatives[empty, nearest] = candidates.any(1)
-    return negatives
-
-
-def _exponentials(scores: np.ndarray) -> np.ndarray:
-    """exp of scores [a, n] that are relative to the largest of a negative."""
-    # Beyond these bounds, which only temperatures below 0.004 reach, float64 cannot tell a sum from its larger part.
-    clipped = scores.clip(-FAR, FAR)
-    return np.exp(clipped, out=clipped)
+            each = weights[family] / counts[family, i]
+            pull, alone = 0.0, True
+            for p in range(len(y)):
+                if y[p] == y[i] and _differ(groups, i, groups, p):
+                    term, slope = _term(cosines[i, p] / temperature - highest, total)
+                    value += each * term
+                    gradient[i, p] -= each * slope / temperature
+                    pull += each * slope
+                    alone = False
+            if alone:
+                place = places[i]
+                for p in range(len(held_groups)):
+                    if held_labels[family, p] == y[i] and _differ(groups, i, held_groups, p):
+                        term, slope = _term(lent[place, p] / temperature - highest, total)
+                        value += each * term
+                        lent_gradient[place, p] -= each * slope / temperature
+                        pull += each * slope
+            for a in range(len(y)):
+                if pushes[a] > 0:
+                    gradient[i, a] += pull * pushes[a] / (total * temperature)
+    return value
 
 
-def _terms(scores: np.ndarray, exponentials: np.ndarray, total: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """-log(e / (e + total)) of exponentials e [a, n], and minus its derivative by the score."""
-    exponentials = exponentials + total
-    terms = np.log(exponentials)
-    terms -= np.minimum(scores, FAR)
-    return terms, np.divide(total, exponentials, out=exponentials)
+@compiled
+def _term(score: float, total: float) -> tuple[float, float]:
+    """-log(e / (e + total)) with e = exp(score), and minus its derivative by the score; score is finite or NaN."""
+    # The larger of both is taken out, so that nothing overflows whatever the temperature; total is at least 1.
+    if score > 0:
+        rest = total * np.exp(-score)
+        return np.log1p(rest), rest / (1 + rest)
+    e = np.exp(score)
+    return np.log(e + total) - score, total / (e + total)
 
 
 def statistics_of(pairs: Pairs, cosines: np.ndarray, margin: float) -> dict[str, float]:
     """See `contrast_statistics`; what the bank gives counts as positives."""
-    anchors = positives = negatives = valid = 0
-    for family in pairs.families:
-        anchors += len(family.anchors)
-        positives += int(family.counts.sum())
-        valid += int(np.count_nonzero(family.counts))
-        negatives += int(np.count_nonzero((take(cosines, family.anchors) > margin) & family.other))
+    anchors = int(np.count_nonzero(pairs.counts >= 0))
+    valid = int(np.count_nonzero(pairs.counts > 0))
     each = max(anchors, 1)
     return {
         "anchors": float(anchors),
-        "positives": positives / each,
-        "negatives": negatives / each,
+        "positives": float(pairs.counts.clip(min=0).sum()) / each,
+        "negatives": _count_negatives(pairs.labels, pairs.lowest, cosines, margin) / each,
         "skipped": (anchors - valid) / each,
     }
 
 
-def take(matrix: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """matrix[rows] for ascending rows without repetition: a view where they are next to each other, else a copy."""
-    return matrix[rows[0] : rows[-1] + 1] if _adjoin(rows) else matrix[rows]
-
-
-def _adjoin(rows: np.ndarray) -> bool:
-    return len(rows) > 0 and bool(rows[-1] - rows[0] + 1 == len(rows))
+@compiled
+def _count_negatives(labels: np.ndarray, lowest: float, cosines: np.ndarray, margin: float) -> int:
+    count = 0
+    for family in range(len(labels)):
+        y = labels[family]
+        for i in range(len(y)):
+            if y[i] >= lowest:
+                for a in range(len(y)):
+                    count += y[a] >= 0 and y[a] != y[i] and cosines[i, a] > margin
+    return count

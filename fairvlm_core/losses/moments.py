@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fairvlm_core.losses.compiled import compiled
 from fairvlm_core.losses.gram import Part, from_cosines
 from fairvlm_core.losses.pairs import check_reduction, check_samples, full_precision, on_host, unit_rows
 
@@ -58,119 +60,177 @@ def gram_form(embeddings: Tensor) -> bool:
 
 
 class Cells(NamedTuple):
-    """The groups within the labels of a batch, c cells in all.
+    """The groups within the labels of a batch.
 
-    A cell belongs to a family: one attribute within one label, which is where groups are compared. A block is the cells
-    of one attribute (and, in a multi-label task, of one label): no sample is in two of them. A row of `means` or
-    `spreads` takes from a cell's moment the average over those cells of its family that have the moment; it is 0 where
-    there is no term.
+    A cell is a group of one attribute within one label; a family is all groups of that attribute within that label,
+    which are what is compared, so a family has at least two cells. Cells and families lie one after the other: cell c
+    is rows[starts[c] : starts[c + 1]], and family f the cells families[f] to families[f + 1], that not included.
 
     Attributes:
-        members: float64 [c, n], 1 for a member.
-        averages: float64 [c, n], 1 / size for a member.
-        means: float64 [c, c], for the means.
-        spreads: float64 [c, c], for the covariances.
+        rows: int64, samples; one is in as many cells as it has known attributes and labels.
+        starts: int64 [cells + 1].
+        families: int64 [families + 1].
         mean_weight: weight of each term of the means.
         spread_weight: the same for the covariances.
-        blocks: where each block lies among the cells.
     """
 
-    members: np.ndarray
-    averages: np.ndarray
-    means: np.ndarray
-    spreads: np.ndarray
+    rows: np.ndarray
+    starts: np.ndarray
+    families: np.ndarray
     mean_weight: float
     spread_weight: float
-    blocks: list[slice]
 
 
 def find_cells(labels: Tensor, groups: Tensor, covariance_weight: float, reduction: str) -> Cells:
     """The cells of a batch; they do not depend on the embeddings."""
     y, attributes = on_host(labels, groups)
-    n = len(y)
-    if y.ndim == 1:
-        # A label that is unknown gets no number.
-        named = np.unique(y[y >= 0])
-        names = [np.where(y >= 0, np.searchsorted(named, y), -1)]
-    else:
-        names = [np.where(column == 1, 0, -1) for column in y.T]
-    members, families, start = [np.zeros((0, n), dtype=bool)], [np.zeros(0, dtype=np.int64)], 0
-    blocks: list[slice] = []
-    for name in names:
-        for group in attributes.T:
-            if int(group.max(initial=0)) >= n:  # whatever they are called, at most n groups are here
-                group = np.where(group >= 0, np.searchsorted(np.unique(group[group >= 0]), group), -1)
-            key = np.where((name >= 0) & (group >= 0), name * n + group, -1)
-            cells = np.bincount(key[key >= 0]).nonzero()[0]
-            members.append(cells[:, None] == key)
-            families.append(cells // n + len(blocks) * n)
-            blocks.append(slice(start, start + len(cells)))
-            start += len(cells)
-    member, family = np.concatenate(members).astype(np.float64), np.concatenate(families)
-    sizes, same = member.sum(1), family[:, None] == family
-    means, mean_terms = _from_reference(same, sizes >= 1)
-    spreads, spread_terms = _from_reference(same, sizes >= 2)
+    # A label that is not carried makes no cell, a class 0 does.
+    names = _numbered(y) if labels.ndim == 1 else np.where(y == 1, 0, -1)
+    rows, starts, families, spreads = _sort_into_cells(names, _numbered(attributes.T))
     weights = 1.0, covariance_weight
     if reduction == "mean":
-        weights = 1 / max(mean_terms, 1), covariance_weight / max(spread_terms, 1)
-    return Cells(member, member / sizes[:, None], means, spreads, *weights, blocks)
+        weights = 1 / max(len(starts) - 1, 1), covariance_weight / max(spreads, 1)
+    return Cells(rows, starts, families, *weights)
 
 
-def _from_reference(same: np.ndarray, has: np.ndarray) -> tuple[np.ndarray, int]:
-    """[c, c]: takes off the average of the cells that have the moment and the same family; and the number of terms."""
-    shared = same & has & has[:, None]
-    count = shared.sum(1)
-    several = count >= 2
-    return (np.eye(len(has)) - shared / np.maximum(count, 1)[:, None]) * several[:, None], int(several.sum())
+def _numbered(codes: np.ndarray) -> np.ndarray:
+    """Codes [a, n] numbered from 0 within their row, so that there are at most n of them; those below 0 become -1."""
+    numbers = np.full(codes.shape, -1)
+    for number, code in zip(numbers, codes, strict=True):
+        known = code >= 0
+        number[known] = np.unique(code[known], return_inverse=True)[1]
+    return numbers
+
+
+@compiled
+def _sort_into_cells(names: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+    """The families of names [A, n] and groups [K, n] that have two cells or more, and how many covariances they have.
+
+    Both are numbered from 0; negative = unknown.
+    """
+    n = names.shape[1]
+    rows = np.empty(names.shape[0] * groups.shape[0] * n, np.int64)
+    starts, families = np.zeros(len(rows) + 1, np.int64), np.zeros(len(rows) + 1, np.int64)
+    cell = family = spreads = 0
+    for name in names:
+        for group in groups:
+            span = group.max() + 1 if n else 0
+            sizes = np.zeros(((name.max() if n else -1) + 1, span), np.int64)
+            for i in range(n):
+                if name[i] >= 0 and group[i] >= 0:
+                    sizes[name[i], group[i]] += 1
+            places = np.full(sizes.shape, -1)
+            for y in range(len(sizes)):
+                if (sizes[y] > 0).sum() < 2:
+                    continue
+                for d in range(span):
+                    if sizes[y, d] > 0:
+                        places[y, d] = starts[cell]
+                        starts[cell + 1] = starts[cell] + sizes[y, d]
+                        cell += 1
+                large = (sizes[y] >= 2).sum()
+                spreads += large if large >= 2 else 0
+                family += 1
+                families[family] = cell
+            for i in range(n):
+                if name[i] >= 0 and group[i] >= 0 and places[name[i], group[i]] >= 0:
+                    rows[places[name[i], group[i]]] = i
+                    places[name[i], group[i]] += 1
+    return rows[: starts[cell]], starts[: cell + 1], families[: family + 1], spreads
 
 
 def moments_part(cells: Cells, cosines: np.ndarray) -> Part:
     """Value and gradient of the loss from the cosines [n, n]."""
-    rows = cells.means @ cells.averages
-    value = cells.mean_weight * _forms(rows, cosines)
-    gradient = (2 * cells.mean_weight * rows.T) @ rows
-    if cells.spread_weight == 0 or not cells.spreads.any():
-        return Part(value, gradient)
-    rows = cells.spreads @ cells.averages
-    for block in cells.blocks:
-        members, averages, mine = cells.members[block], cells.averages[block], rows[block]
-        centred = _centre(cosines, members, averages)
-        value += cells.spread_weight * _forms(mine, np.square(centred))
-        centred *= (4 * cells.spread_weight * mine.T) @ mine
-        gradient += _centre(centred, members, averages)
-    return Part(value, gradient)
+    return Part(*_moments(*cells, cosines))
 
 
-def _forms(rows: np.ndarray, matrix: np.ndarray) -> float:
-    """The sum of w^T M w over rows w [c, n]; M is positive semi-definite, and rounding shall not say otherwise."""
-    return float(np.maximum(np.einsum("ij,ij->i", rows @ matrix, rows), 0.0).sum())
+@compiled
+def _moments(
+    rows: np.ndarray,
+    starts: np.ndarray,
+    families: np.ndarray,
+    mean_weight: float,
+    spread_weight: float,
+    cosines: np.ndarray,
+) -> tuple[float, np.ndarray]:
+    """The sum over the families, and its gradient [n, n] by c_ij and c_ji together.
+
+    With k = 1 / (sizes of the cells of i and j) x (1 if it is one cell, minus 1 / number of cells), the means of a
+    family give the sum over i and j of k c_ij, and the covariances that of k h_ij^2, where h is c with the mean of its
+    cell taken off each sample.
+    """
+    value, gradient = 0.0, np.zeros_like(cosines)
+    for family in range(len(families) - 1):
+        bounds = starts[families[family] : families[family + 1] + 1]
+        count, first = len(bounds) - 1, bounds[0]
+        members = rows[first : bounds[-1]]
+        m = len(members)
+        cell, size = np.empty(m, np.int64), np.empty(m)
+        for c in range(count):
+            cell[bounds[c] - first : bounds[c + 1] - first] = c
+            size[bounds[c] - first : bounds[c + 1] - first] = bounds[c + 1] - bounds[c]
+        large = (np.diff(bounds) >= 2).sum()
+
+        inner = np.empty((m, m))
+        for i in range(m):
+            for j in range(m):
+                inner[i, j] = cosines[members[i], members[j]]
+        thin, both = _cell_means(inner, cell, size, count)
+        of_means = 0.0
+        for c in range(count):
+            of_means += both[c, c]
+        value += mean_weight * max(of_means - both.sum() / count, 0.0)
+
+        of_spreads = 0.0
+        for i in range(m):
+            for j in range(m):
+                k = 0.0
+                if large >= 2 and size[i] >= 2 and size[j] >= 2:
+                    k = ((cell[i] == cell[j]) - 1 / large) / (size[i] * size[j])
+                centred = inner[i, j] - thin[i, cell[j]] - thin[j, cell[i]] + both[cell[i], cell[j]]
+                of_spreads += k * centred * centred
+                inner[i, j] = 4 * spread_weight * k * centred
+        value += spread_weight * max(of_spreads, 0.0)
+
+        thin, both = _cell_means(inner, cell, size, count)
+        for i in range(m):
+            for j in range(m):
+                k = ((cell[i] == cell[j]) - 1 / count) / (size[i] * size[j])
+                centred = inner[i, j] - thin[i, cell[j]] - thin[j, cell[i]] + both[cell[i], cell[j]]
+                gradient[members[i], members[j]] += 2 * mean_weight * k + centred
+    return value, gradient
 
 
-def _centre(matrix: np.ndarray, members: np.ndarray, averages: np.ndarray) -> np.ndarray:
-    """H M H of a symmetric M [n, n], where H = 1 - members^T averages takes off each sample the mean of its cell."""
-    # With P = 1 - H: M - P M - M P + P M P, of low rank but for M, so n x n x c operations and not n x n x n.
-    thin = averages @ matrix
-    thin -= (0.5 * thin @ averages.T) @ members
-    product = np.concatenate([members, thin]).T @ np.concatenate([thin, members])
-    return np.subtract(matrix, product, out=product)
+@compiled
+def _cell_means(matrix: np.ndarray, cell: np.ndarray, size: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Means of a symmetric matrix [m, m] over the columns of each cell [m, cells], and over rows and columns."""
+    thin, both = np.zeros((len(cell), count)), np.zeros((count, count))
+    for i in range(len(cell)):
+        for j in range(len(cell)):
+            thin[i, cell[j]] += matrix[i, j] / size[j]
+        for c in range(count):
+            both[cell[i], c] += thin[i, c] / size[i]
+    return thin, both
 
 
 def moments_by_covariances(embeddings: Tensor, cells: Cells) -> Tensor:
     """The loss from the cells' means and d x d covariances, for many samples of few dimensions."""
     unit = unit_rows(embeddings)
-    averages, means, spreads = (
-        torch.from_numpy(part).to(unit) for part in (cells.averages, cells.means, cells.spreads)
-    )
-    loss = cells.mean_weight * (means @ (averages @ unit)).square().sum()
-    if cells.spread_weight == 0:
-        return loss
-    for block in cells.blocks:
-        used = np.flatnonzero(cells.spreads[block, block].any(0))
-        if len(used):
-            rows = [torch.from_numpy(member.nonzero()[0]).to(unit.device) for member in cells.members[block][used]]
-            covariances = torch.stack([_covariance(unit[row]) for row in rows]).flatten(1)
-            loss = loss + cells.spread_weight * (spreads[block, block][:, used] @ covariances).square().sum()
+    rows = torch.from_numpy(cells.rows).to(unit.device)
+    loss = unit.sum() * 0
+    for first, last in pairwise(cells.families.tolist()):
+        members = [unit[rows[start:stop]] for start, stop in pairwise(cells.starts[first : last + 1].tolist())]
+        loss = loss + cells.mean_weight * _from_average([member.mean(0) for member in members])
+        spreads = [_covariance(member) for member in members if len(member) >= 2]
+        if len(spreads) >= 2 and cells.spread_weight > 0:
+            loss = loss + cells.spread_weight * _from_average(spreads)
     return loss
+
+
+def _from_average(moments: list[Tensor]) -> Tensor:
+    """Sum of the squared distances between equally shaped tensors and their mean."""
+    stacked = torch.stack(moments)
+    return (stacked - stacked.mean(0)).square().sum()
 
 
 def _covariance(x: Tensor) -> Tensor:

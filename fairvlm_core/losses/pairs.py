@@ -82,19 +82,13 @@ def check_samples(embeddings: Tensor, labels: Tensor, groups: Tensor) -> None:
 
 
 def on_host(labels: Tensor, groups: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """labels as a float64 array; groups as int16 where they fit, which compares five times as fast, else as int64."""
-    codes = groups.detach().long().cpu().numpy()
-    if codes.size and codes.min() >= -(2**15) and codes.max() < 2**15:
-        codes = codes.astype(np.int16)
-    return labels.detach().double().cpu().numpy(), codes
+    """Labels and groups as the compiled loops read them.
 
-
-def different_groups(groups: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """bool [n, m]: some attribute that is known for both differs. groups [n, K], others [m, K], negative = unknown."""
-    differs = np.zeros((len(groups), len(others)), dtype=bool)
-    for mine, theirs in zip(groups.T, others.T, strict=True):
-        unequal = mine[:, None] != theirs
-        if mine.min(initial=0) < 0 or theirs.min(initial=0) < 0:
-            unequal &= (mine >= 0)[:, None] & (theirs >= 0)
-        differs |= unequal
-    return differs
+    Returns:
+        float64 [L, n]: a row per label with 1 carried and 0 not; or, of labels [n], one row of classes. -1 unknown.
+        int64 [n, K]: the groups.
+    """
+    y = labels.detach().double().cpu().numpy()
+    known = (y == 0) | (y == 1) if y.ndim == 2 else y >= 0
+    rows = np.ascontiguousarray(np.atleast_2d(np.where(known, y, -1.0).T))
+    return rows, np.ascontiguousarray(groups.detach().long().cpu().numpy())
