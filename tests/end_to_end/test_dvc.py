@@ -21,10 +21,15 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A DVC project with the repository's dvc.yaml and small parameters."""
+    """A DVC project with the repository's dvc.yaml, its own copy of the code, and small parameters.
+
+    The code lies inside the project, as in the repository: .dvcignore speaks of nothing outside, and Python and numba
+    write their caches beside the code.
+    """
     folder = tmp_path_factory.mktemp("project")
     shutil.copy(ROOT / "dvc.yaml", folder)
-    (folder / "paths.yaml").write_text(yaml.safe_dump({"code": str(ROOT / "fairvlm_core"), "dataset": "release"}))
+    shutil.copytree(ROOT / "fairvlm_core", folder / "fairvlm_core", ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "paths.yaml").write_text(yaml.safe_dump({"code": "fairvlm_core", "dataset": "release"}))
     write_params(folder)
     (folder / "release").mkdir()
     (folder / "release" / "README.md").write_text("Nothing to download.")
@@ -43,7 +48,7 @@ def environment(folder):
     return {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": str(folder),
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
         "DVC_NO_ANALYTICS": "true",
