@@ -26,6 +26,7 @@ from torch.profiler import ProfilerActivity, profile
 from fairvlm_core.losses import cross_group_contrast, fairness_terms, moment_alignment
 from fairvlm_core.losses.gram import from_cosines
 from fairvlm_core.losses.moments import find_cells, moments_by_covariances, moments_part
+from fairvlm_core.losses.pairs import codes_of
 
 TABLE = Path(__file__).with_suffix(".md")
 SECONDS = 0.3  # how long each side works, at least, before it is the other's turn
@@ -88,7 +89,7 @@ def by_gram(labels: Tensor, groups: Tensor) -> Callable[[Tensor], Tensor]:
     """Moment alignment in the n x n form, whatever the shape."""
 
     def loss(x: Tensor) -> Tensor:
-        cells = find_cells(labels, groups, COVARIANCE_WEIGHT, "mean")
+        cells = find_cells(codes_of(labels, groups), COVARIANCE_WEIGHT, "mean")
         return from_cosines(x, lambda cosines, _: moments_part(cells, cosines))[0]
 
     return loss
@@ -98,7 +99,7 @@ def by_covariances(labels: Tensor, groups: Tensor) -> Callable[[Tensor], Tensor]
     """Moment alignment in the d x d form, whatever the shape."""
 
     def loss(x: Tensor) -> Tensor:
-        return moments_by_covariances(x, find_cells(labels, groups, COVARIANCE_WEIGHT, "mean"))
+        return moments_by_covariances(x, find_cells(codes_of(labels, groups), COVARIANCE_WEIGHT, "mean"))
 
     return loss
 

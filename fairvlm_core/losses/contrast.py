@@ -12,11 +12,12 @@ from fairvlm_core.losses.bank import MemoryBank, check_bank
 from fairvlm_core.losses.compiled import compiled
 from fairvlm_core.losses.gram import Loan, Part, from_cosines, gram_of
 from fairvlm_core.losses.pairs import (
+    Codes,
     check_positive,
     check_reduction,
     check_samples,
+    codes_of,
     full_precision,
-    on_host,
     unit_rows,
 )
 
@@ -65,8 +66,10 @@ def cross_group_contrast(
     check_positive(temperature=temperature)
     check_reduction(reduction)
     options = Options(temperature, margin, hard_negative_fallback, reduction)
-    pairs = find_pairs(embeddings, labels, groups, bank)
-    (value,) = from_cosines(embeddings, lambda *cosines: contrast_part(pairs, options, *cosines), loan=pairs.loan)
+    if bank is not None:
+        check_bank(bank, embeddings, labels, groups)
+    pairs = find_pairs(codes_of(labels, groups), embeddings.device, bank)
+    (value,) = from_cosines(embeddings, lambda *cosines: contrast_part(pairs, options, *cosines)[0], loan=pairs.loan)
     return value
 
 
@@ -81,8 +84,9 @@ def contrast_statistics(embeddings: Tensor, labels: Tensor, groups: Tensor, *, m
         skipped: share of them with empty P(i). All are 0 where there is no anchor.
     """
     check_samples(embeddings, labels, groups)
-    pairs = find_pairs(embeddings, labels, groups)
-    return statistics_of(pairs, gram_of(embeddings).cosines, margin)
+    pairs = find_pairs(codes_of(labels, groups), embeddings.device)
+    _, hard = contrast_part(pairs, Options(1.0, margin, False, "mean"), gram_of(embeddings).cosines, None)
+    return statistics_of(pairs, hard)
 
 
 class Options(NamedTuple):
@@ -98,111 +102,121 @@ class Pairs(NamedTuple):
     """Who is compared with whom. All classes of a single-label task together are one label here.
 
     Attributes:
-        labels: float64 [L, n], -1 unknown; see `pairs.on_host`.
-        groups: int64 [n, K].
-        lowest: the least label of an anchor: 1 where labels are carried or not, 0 where they are classes.
+        codes: labels and groups of the batch.
+        differ: bool [n, n], whether some attribute that is known for both differs.
         counts: int64 [L, n], |P(i)| of each anchor with what the bank gives, and -1 for those that are no anchors.
         held_labels: float64 [L, m], of the rows of the loan.
-        held_groups: int64 [m, K].
+        held_differ: bool [n, m], the same as `differ` for the rows of the loan.
         places: int64 [n], which row of the cosines to the loan belongs to a sample; -1 for those that borrow nothing.
         loan: what is borrowed from the bank, if anything.
     """
 
-    labels: np.ndarray
-    groups: np.ndarray
-    lowest: float
+    codes: Codes
+    differ: np.ndarray
     counts: np.ndarray
     held_labels: np.ndarray
-    held_groups: np.ndarray
+    held_differ: np.ndarray
     places: np.ndarray
     loan: Loan | None
 
 
-def find_pairs(embeddings: Tensor, labels: Tensor, groups: Tensor, bank: MemoryBank | None = None) -> Pairs:
-    """Labels, groups and the number of positives. Of the embeddings only device and shape matter."""
-    mine, attributes = on_host(labels, groups)
-    lowest = float(labels.ndim - 1)
-    counts = _count_positives(mine, attributes, lowest)
-    places = np.full(len(attributes), -1)
+def find_pairs(codes: Codes, device: torch.device, bank: MemoryBank | None = None) -> Pairs:
+    """Who differs from whom, and the number of positives; `device` is that of the embeddings."""
+    differ = _differ(codes.groups, codes.groups)
+    counts = _count_positives(codes.labels, codes.lowest, differ)
+    places = np.full(len(differ), -1)
     if bank is not None:
-        check_bank(bank, embeddings, labels, groups)
-        held, theirs = on_host(bank.labels, bank.groups)
-        borrows, lends = _borrow(mine, attributes, held, theirs, counts)
+        held = codes_of(bank.labels, bank.groups)
+        held_differ = _differ(codes.groups, held.groups)
+        borrows, lends = _borrow(codes.labels, held.labels, held_differ, counts)
         if lends.any():
             (borrowers,), (lent,) = borrows.nonzero(), lends.nonzero()
             places[borrowers] = np.arange(len(borrowers))
             rows = bank.embeddings[torch.from_numpy(lent).to(bank.embeddings.device)]
-            device = embeddings.device
             loan = Loan(torch.from_numpy(borrowers).to(device), unit_rows(rows.to(device).double()))
-            return Pairs(mine, attributes, lowest, counts, held[:, lent], theirs[lent], places, loan)
-    return Pairs(mine, attributes, lowest, counts, mine[:, :0], attributes[:0], places, None)
+            held_labels, held_differ = (np.ascontiguousarray(x[:, lent]) for x in (held.labels, held_differ))
+            return Pairs(codes, differ, counts, held_labels, held_differ, places, loan)
+    return Pairs(codes, differ, counts, codes.labels[:, :0], differ[:, :0], places, None)
 
 
 @compiled
-def _differ(groups: np.ndarray, i: int, others: np.ndarray, p: int) -> bool:
-    """Whether some attribute that is known for both differs, of rows of [n, K] and [m, K]; negative = unknown."""
-    differ = False
+def _differ(groups: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """bool [n, m]: whether some attribute that is known for both differs, of [n, K] and [m, K]; negative = unknown."""
+    differ = np.zeros((len(groups), len(others)), np.bool_)
     for k in range(groups.shape[1]):
-        differ |= groups[i, k] >= 0 and others[p, k] >= 0 and groups[i, k] != others[p, k]
+        for i in range(len(groups)):
+            mine = groups[i, k]
+            if mine >= 0:
+                for p in range(len(others)):
+                    differ[i, p] |= (others[p, k] >= 0) & (others[p, k] != mine)
     return differ
 
 
 @compiled
-def _count_positives(labels: np.ndarray, groups: np.ndarray, lowest: float) -> np.ndarray:
+def _count_positives(labels: np.ndarray, lowest: float, differ: np.ndarray) -> np.ndarray:
     """int64 [L, n]: |P(i)| in the batch, -1 where i is no anchor."""
     counts = np.full(labels.shape, -1)
     for family in range(len(labels)):
         y = labels[family]
         for i in range(len(y)):
             if y[i] >= lowest:
-                counts[family, i] = 0
+                count = 0
                 for p in range(len(y)):
-                    if y[p] == y[i] and _differ(groups, i, groups, p):
-                        counts[family, i] += 1
+                    count += (y[p] == y[i]) & differ[i, p]
+                counts[family, i] = count
     return counts
 
 
 @compiled
 def _borrow(
-    labels: np.ndarray, groups: np.ndarray, held: np.ndarray, theirs: np.ndarray, counts: np.ndarray
+    labels: np.ndarray, held: np.ndarray, differ: np.ndarray, counts: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Give anchors without a positive in the batch those of the bank; `counts` grows.
 
     Returns:
         bool [n] and [m]: which samples of the batch borrow, and which of the bank are lent.
     """
-    borrows, lends = np.zeros(len(groups), np.bool_), np.zeros(len(theirs), np.bool_)
+    borrows, lends = np.zeros(differ.shape[0], np.bool_), np.zeros(differ.shape[1], np.bool_)
     for family in range(len(labels)):
-        for i in range(len(groups)):
+        for i in range(len(borrows)):
             if counts[family, i] == 0:
-                for p in range(len(theirs)):
-                    if held[family, p] == labels[family, i] and _differ(groups, i, theirs, p):
+                for p in range(len(lends)):
+                    if held[family, p] == labels[family, i] and differ[i, p]:
                         counts[family, i] += 1
                         borrows[i] = lends[p] = True
     return borrows, lends
 
 
-def contrast_part(pairs: Pairs, options: Options, cosines: np.ndarray, lent: np.ndarray | None) -> Part:
-    """Value and gradient of the loss from cosines [n, n] and, where there is a loan, [r, m]."""
-    valid = (pairs.counts > 0).sum(1)
+def contrast_part(
+    pairs: Pairs, options: Options, cosines: np.ndarray, lent: np.ndarray | None
+) -> tuple[Part, int]:
+    """The loss from cosines [n, n] and, where there is a loan, [r, m]; and how many hard negatives the anchors have."""
+    valid = np.count_nonzero(pairs.counts > 0, axis=1)
     weights = np.ones(len(valid))
     if options.reduction == "mean":
         weights /= np.maximum(valid * np.count_nonzero(valid), 1)
     gradient = np.zeros_like(cosines)
     lent_gradient = np.zeros((0, 0) if lent is None else lent.shape)
-    scored = lent_gradient if lent is None else lent
-    value = _contrast(*pairs[:7], weights, *options[:3], cosines, scored, gradient, lent_gradient)
-    return Part(value, gradient + gradient.T, None if lent is None else lent_gradient)
+    value, hard = _contrast(
+        pairs.codes.labels,
+        *pairs[1:6],
+        weights,
+        *options[:3],
+        cosines,
+        lent_gradient if lent is None else lent,
+        gradient,
+        lent_gradient,
+    )
+    return Part(value, gradient, None if lent is None else lent_gradient), hard
 
 
 @compiled
 def _contrast(
     labels: np.ndarray,
-    groups: np.ndarray,
-    lowest: float,
+    differ: np.ndarray,
     counts: np.ndarray,
     held_labels: np.ndarray,
-    held_groups: np.ndarray,
+    held_differ: np.ndarray,
     places: np.ndarray,
     weights: np.ndarray,
     temperature: float,
@@ -212,55 +226,67 @@ def _contrast(
     lent: np.ndarray,
     gradient: np.ndarray,
     lent_gradient: np.ndarray,
-) -> float:
-    """The sum of the terms; `gradient` [n, n] and `lent_gradient` [r, m] grow by their derivatives.
+) -> tuple[float, int]:
+    """The sum of the terms, and sum |N(i)|; `gradient` [n, n] and `lent_gradient` [r, m], zeros, get the derivatives.
 
     weights: [L], of an anchor's term.
     """
-    value = 0.0
-    pushes = np.empty(cosines.shape[1])  # exp(score - highest) of the negatives of an anchor, 0 for the others
+    n = len(cosines)
+    value, hard = 0.0, 0
+    others, mates, pushes = np.empty(n, np.int64), np.empty(n, np.int64), np.empty(n)
     for family in range(len(labels)):
         y = labels[family]
-        for i in range(len(y)):
-            if counts[family, i] <= 0:
+        for i in range(n):
+            if counts[family, i] < 0:
                 continue
-            total, nearest, highest = 0.0, -1, -np.inf
-            for a in range(len(y)):
-                if y[a] >= 0 and y[a] != y[i]:
-                    if np.isnan(cosines[i, a]):
-                        return np.nan
-                    if nearest < 0 or cosines[i, a] > cosines[i, nearest]:
-                        nearest = a
+            # Lists and not conditions: whether a sample is one or the other is a toss-up, which processors are slow at.
+            rivals = partners = 0
+            for a in range(n):
+                others[rivals] = mates[partners] = a
+                rivals += (y[a] >= 0) & (y[a] != y[i])
+                partners += (y[a] == y[i]) & differ[i, a]
+            cosine, nearest, found = cosines[i], -1, 0
+            for place in range(rivals):
+                a = others[place]
+                if np.isnan(cosine[a]):
+                    return np.nan, hard
+                if nearest < 0 or cosine[a] > cosine[nearest]:
+                    nearest = a
+                others[found] = a
+                found += cosine[a] > margin
+            hard += found
             # Without a negative a term is log 1.
-            if nearest < 0 or not (fallback or cosines[i, nearest] > margin):
+            if counts[family, i] == 0 or nearest < 0 or not (fallback or found > 0):
                 continue
-            highest = cosines[i, nearest] / temperature
-            for a in range(len(y)):
-                negative = a == nearest or (y[a] >= 0 and y[a] != y[i] and cosines[i, a] > margin)
-                pushes[a] = np.exp(cosines[i, a] / temperature - highest) if negative else 0.0
-                total += pushes[a]
+            if found == 0:
+                others[0], found = nearest, 1
+            highest, total = cosine[nearest] / temperature, 0.0
+            for place in range(found):
+                pushes[place] = np.exp(cosine[others[place]] / temperature - highest)
+                total += pushes[place]
 
             each = weights[family] / counts[family, i]
-            pull, alone = 0.0, True
-            for p in range(len(y)):
-                if y[p] == y[i] and _differ(groups, i, groups, p):
-                    term, slope = _term(cosines[i, p] / temperature - highest, total)
-                    value += each * term
-                    gradient[i, p] -= each * slope / temperature
-                    pull += each * slope
-                    alone = False
-            if alone:
-                place = places[i]
-                for p in range(len(held_groups)):
-                    if held_labels[family, p] == y[i] and _differ(groups, i, held_groups, p):
-                        term, slope = _term(lent[place, p] / temperature - highest, total)
+            pull = 0.0
+            for p in mates[:partners]:
+                term, slope = _term(cosine[p] / temperature - highest, total)
+                value += each * term
+                gradient[i, p] -= each * slope / temperature
+                pull += each * slope
+            if partners == 0:
+                borrowed = places[i]
+                for p in range(held_labels.shape[1]):
+                    if held_labels[family, p] == y[i] and held_differ[i, p]:
+                        term, slope = _term(lent[borrowed, p] / temperature - highest, total)
                         value += each * term
-                        lent_gradient[place, p] -= each * slope / temperature
+                        lent_gradient[borrowed, p] -= each * slope / temperature
                         pull += each * slope
-            for a in range(len(y)):
-                if pushes[a] > 0:
-                    gradient[i, a] += pull * pushes[a] / (total * temperature)
-    return value
+            push = pull / (total * temperature)
+            for place in range(found):
+                gradient[i, others[place]] += push * pushes[place]
+    for i in range(n):
+        for a in range(i + 1):
+            gradient[i, a] = gradient[a, i] = gradient[i, a] + gradient[a, i]
+    return value, hard
 
 
 @compiled
@@ -274,26 +300,14 @@ def _term(score: float, total: float) -> tuple[float, float]:
     return np.log(e + total) - score, total / (e + total)
 
 
-def statistics_of(pairs: Pairs, cosines: np.ndarray, margin: float) -> dict[str, float]:
-    """See `contrast_statistics`; what the bank gives counts as positives."""
+def statistics_of(pairs: Pairs, hard: int) -> dict[str, float]:
+    """See `contrast_statistics`; what the bank gives counts as positives. `hard` is the sum of |N(i)|."""
     anchors = int(np.count_nonzero(pairs.counts >= 0))
     valid = int(np.count_nonzero(pairs.counts > 0))
     each = max(anchors, 1)
     return {
         "anchors": float(anchors),
-        "positives": float(pairs.counts.clip(min=0).sum()) / each,
-        "negatives": _count_negatives(pairs.labels, pairs.lowest, cosines, margin) / each,
+        "positives": float((pairs.counts.sum() + pairs.counts.size - anchors) / each),
+        "negatives": hard / each,
         "skipped": (anchors - valid) / each,
     }
-
-
-@compiled
-def _count_negatives(labels: np.ndarray, lowest: float, cosines: np.ndarray, margin: float) -> int:
-    count = 0
-    for family in range(len(labels)):
-        y = labels[family]
-        for i in range(len(y)):
-            if y[i] >= lowest:
-                for a in range(len(y)):
-                    count += y[a] >= 0 and y[a] != y[i] and cosines[i, a] > margin
-    return count

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
-from fairvlm_core.losses.bank import MemoryBank
+from fairvlm_core.losses.bank import MemoryBank, check_bank
 from fairvlm_core.losses.contrast import Options, contrast_part, find_pairs, statistics_of
 from fairvlm_core.losses.gram import Part, from_cosines
 from fairvlm_core.losses.moments import find_cells, gram_form, moments_by_covariances, moments_part
-from fairvlm_core.losses.pairs import check_positive, check_reduction, check_samples, full_precision
+from fairvlm_core.losses.pairs import check_positive, check_reduction, check_samples, codes_of, full_precision
 
 
 @full_precision
@@ -49,13 +49,17 @@ def fairness_terms(
     check_positive(temperature=temperature)
     check_reduction(reduction)
     options = Options(temperature, margin, hard_negative_fallback, reduction)
-    pairs = find_pairs(embeddings, labels, groups, bank)
-    cells = find_cells(labels, groups, covariance_weight, reduction)
+    if bank is not None:
+        check_bank(bank, embeddings, labels, groups)
+    codes = codes_of(labels, groups)
+    pairs = find_pairs(codes, embeddings.device, bank)
+    cells = find_cells(codes, covariance_weight, reduction)
     statistics: dict[str, float] = {}
 
     def contrast(cosines: np.ndarray, lent: np.ndarray | None) -> Part:
-        statistics.update(statistics_of(pairs, cosines, margin))
-        return contrast_part(pairs, options, cosines, lent)
+        part, hard = contrast_part(pairs, options, cosines, lent)
+        statistics.update(statistics_of(pairs, hard))
+        return part
 
     def moments(cosines: np.ndarray, _: np.ndarray | None) -> Part:
         return moments_part(cells, cosines)

@@ -2,7 +2,7 @@
 
 A loss that reads the embeddings [n, d] only through their cosines needs two matrix products of n x n x d, X X^T forward
 and its mirror backward, and nothing else that grows with d. What lies between is n x n: small, so it is done in float64
-with NumPy on the host, where a call costs least, and each loss gives its gradient together with its value.
+on the host, in compiled loops, and each loss gives its gradient together with its value.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from fairvlm_core.losses.compiled import compiled
 from fairvlm_core.losses.pairs import NO_DIRECTION, as_float
 
 # Squared lengths between these neither overflow nor vanish in a float32 product; other rows are scaled first.
@@ -88,36 +89,47 @@ def gram_of(embeddings: Tensor) -> Gram:
     """Cosines between the rows of [n, d]; no gradient flows."""
     (x,) = as_float(embeddings.detach())
     product = _quick_product if x.device.type == "cpu" else _exact_product
-    gram, scale = product(x), None
-    squares = gram.diagonal()
-    # Written so that a NaN takes the careful way, too, where it stays visible.
-    if len(x) and not (squares.min() > SHORTEST and squares.max() < LONGEST):
+    made, fair, near = _normalised(product(x))
+    scale = None
+    if not fair:
         scale = x.abs().amax(-1, keepdim=True)
         empty = scale <= NO_DIRECTION
         scale = scale.masked_fill(empty, 1.0)
         x = x.masked_fill(empty, 0.0) / scale
-        gram = product(x)
-    made = _normalised(gram, x, scale)
+        made, _, near = _normalised(product(x))
     n = len(x)
     # A row is near itself, and a few near others do no harm.
-    rough = product is _quick_product and x.dtype != torch.float64
-    if rough and np.count_nonzero(made.cosines > NEAR) > min(3 * n, n * n / 2):
-        return _normalised(_exact_product(x), x, scale)
-    return made
+    if product is _quick_product and x.dtype != torch.float64 and near > min(3 * n, n * n / 2):
+        made, _, _ = _normalised(_exact_product(x))
+    return Gram(*made, x, scale)
 
 
-def _normalised(gram: np.ndarray, rows: Tensor, scale: Tensor | None) -> Gram:
-    lengths = np.sqrt(gram.diagonal())
-    inverse = np.divide(1.0, lengths, out=np.zeros_like(lengths), where=lengths != 0)
-    gram *= inverse
-    gram *= inverse[:, None]
-    # Rounding must not lift a copy above a margin of 1.
-    return Gram(np.minimum(gram, 1.0, out=gram), inverse, rows, scale)
+@compiled
+def _normalised(product: np.ndarray) -> tuple[tuple[np.ndarray, np.ndarray], bool, int]:
+    """From X X^T [n, n]: (cosines, 1 / length); whether all lengths are in range; how many cosines are near 1."""
+    n = len(product)
+    cosines, inverse = np.empty((n, n)), np.zeros(n)
+    fair, near = True, 0
+    for i in range(n):
+        square = np.float64(product[i, i])
+        # Written so that a NaN is not in range, and stays visible.
+        fair &= square > SHORTEST and square < LONGEST
+        if square != 0:
+            inverse[i] = 1 / np.sqrt(square)
+    for i in range(n):
+        for j in range(n):
+            cosine = product[i, j] * inverse[i] * inverse[j]
+            near += cosine > NEAR
+            # Rounding must not lift a copy above a margin of 1.
+            cosines[i, j] = 1.0 if cosine > 1.0 else cosine
+    return (cosines, inverse), fair, near
 
 
 def _quick_product(x: Tensor) -> np.ndarray:
-    """X X^T of [n, d] in the dtype of x, then float64."""
-    return (x @ x.T).numpy().astype(np.float64)
+    """X X^T of [n, d] in the dtype of x; NumPy sees that it is symmetric, which saves up to half of the work."""
+    array = x.numpy()
+    with np.errstate(over="ignore"):  # rows too long for their dtype are scaled afterwards
+        return array @ array.T
 
 
 def _exact_product(x: Tensor) -> np.ndarray:
@@ -149,8 +161,7 @@ class _FromCosines(torch.autograd.Function):
             ctx.save_for_backward(x if scale is None else rows)
             ctx.scale, ctx.loan = scale, loan
             # The rest of the gradient is linear in what flows back, so it is laid out now: backward needs no host.
-            pulls = [_pull(part, cosines, inverse, loan, lent) for part in parts]
-            ctx.pulls = [(_like(pull, x), None if outside is None else _like(outside, x)) for pull, outside in pulls]
+            ctx.pulls = [_pulls(part, cosines, inverse, loan, lent, x) for part in parts]
         return tuple(x.new_tensor(part.value) for part in parts)
 
     @staticmethod
@@ -169,22 +180,29 @@ class _FromCosines(torch.autograd.Function):
         return gradient, None, None
 
 
-def _like(array: np.ndarray, x: Tensor) -> Tensor:
-    return torch.from_numpy(array).to(device=x.device, dtype=x.dtype)
-
-
-def _pull(
-    part: Part, cosines: np.ndarray, inverse: np.ndarray, loan: Loan | None, lent: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """How a loss pulls at the rows: gradient [n, d] = [n, n] @ rows (+ [r, m] @ the loan's rows)."""
-    # A unit row cannot move along itself: what points there is taken off, on the diagonal.
-    along = np.einsum("ij,ij->i", part.gradient, cosines)
-    outside = None
+def _pulls(
+    part: Part, cosines: np.ndarray, inverse: np.ndarray, loan: Loan | None, lent: np.ndarray | None, x: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """How a loss pulls at the rows: gradient [n, d] = [n, n] @ rows (+ [r, m] @ the loan's rows). Both are like x."""
+    along, outside = np.zeros(len(cosines)), None
     if loan is not None and lent is not None and part.lent is not None:
         borrowers = loan.borrowers.cpu().numpy()
         along[borrowers] += np.einsum("ij,ij->i", part.lent, lent)
-        outside = part.lent * inverse[borrowers, None]
-    pull = part.gradient * inverse
-    pull *= inverse[:, None]
-    pull.reshape(-1)[:: len(pull) + 1] -= along * inverse * inverse  # the diagonal
-    return pull, outside
+        outside = torch.from_numpy(part.lent * inverse[borrowers, None]).to(x)
+    return torch.from_numpy(_pull(part.gradient, cosines, inverse, along)).to(x), outside
+
+
+@compiled
+def _pull(gradient: np.ndarray, cosines: np.ndarray, inverse: np.ndarray, along: np.ndarray) -> np.ndarray:
+    """float64 [n, n]. A unit row cannot move along itself: what points there is taken off, on the diagonal.
+
+    along: [n], how far the loan pulls each row along itself.
+    """
+    pull = np.empty_like(gradient)
+    for i in range(len(gradient)):
+        own = along[i]
+        for j in range(len(gradient)):
+            own += gradient[i, j] * cosines[i, j]
+            pull[i, j] = gradient[i, j] * inverse[i] * inverse[j]
+        pull[i, i] -= own * inverse[i] * inverse[i]
+    return pull

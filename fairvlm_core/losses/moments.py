@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fairvlm_core.losses.compiled import compiled
 from fairvlm_core.losses.gram import Part, from_cosines
-from fairvlm_core.losses.pairs import check_reduction, check_samples, full_precision, on_host, unit_rows
+from fairvlm_core.losses.pairs import Codes, check_reduction, check_samples, codes_of, full_precision, unit_rows
 
 
 @full_precision
@@ -47,7 +47,7 @@ def moment_alignment(
     """
     check_samples(embeddings, labels, groups)
     check_reduction(reduction)
-    cells = find_cells(labels, groups, covariance_weight, reduction)
+    cells = find_cells(codes_of(labels, groups), covariance_weight, reduction)
     if gram_form(embeddings):
         return from_cosines(embeddings, lambda cosines, _: moments_part(cells, cosines))[0]
     return moments_by_covariances(embeddings, cells)
@@ -81,54 +81,43 @@ class Cells(NamedTuple):
     spread_weight: float
 
 
-def find_cells(labels: Tensor, groups: Tensor, covariance_weight: float, reduction: str) -> Cells:
+def find_cells(codes: Codes, covariance_weight: float, reduction: str) -> Cells:
     """The cells of a batch; they do not depend on the embeddings."""
-    y, attributes = on_host(labels, groups)
-    # A label that is not carried makes no cell, a class 0 does.
-    names = _numbered(y) if labels.ndim == 1 else np.where(y == 1, 0, -1)
-    rows, starts, families, spreads = _sort_into_cells(names, _numbered(attributes.T))
+    rows, starts, families, spreads = _sort_into_cells(*codes)
     weights = 1.0, covariance_weight
     if reduction == "mean":
         weights = 1 / max(len(starts) - 1, 1), covariance_weight / max(spreads, 1)
     return Cells(rows, starts, families, *weights)
 
 
-def _numbered(codes: np.ndarray) -> np.ndarray:
-    """Codes [a, n] numbered from 0 within their row, so that there are at most n of them; those below 0 become -1."""
-    numbers = np.full(codes.shape, -1)
-    for number, code in zip(numbers, codes, strict=True):
-        known = code >= 0
-        number[known] = np.unique(code[known], return_inverse=True)[1]
-    return numbers
-
-
 @compiled
-def _sort_into_cells(names: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-    """The families of names [A, n] and groups [K, n] that have two cells or more, and how many covariances they have.
-
-    Both are numbered from 0; negative = unknown.
-    """
-    n = names.shape[1]
-    rows = np.empty(names.shape[0] * groups.shape[0] * n, np.int64)
+def _sort_into_cells(
+    labels: np.ndarray, groups: np.ndarray, lowest: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+    """The families that have two cells or more, as `Cells` has them, and how many covariances they have."""
+    n = labels.shape[1]
+    rows = np.empty(labels.shape[0] * groups.shape[1] * n, np.int64)
     starts, families = np.zeros(len(rows) + 1, np.int64), np.zeros(len(rows) + 1, np.int64)
     cell = family = spreads = 0
-    for name in names:
-        for group in groups:
-            span = group.max() + 1 if n else 0
-            sizes = np.zeros(((name.max() if n else -1) + 1, span), np.int64)
+    for k in range(groups.shape[1]):
+        group, span = _numbered(groups[:, k], 0)
+        for y in labels:
+            # A label that is not carried makes no cell, a class 0 does.
+            name, classes = _numbered(y, lowest)
+            sizes = np.zeros((classes, span), np.int64)
             for i in range(n):
                 if name[i] >= 0 and group[i] >= 0:
                     sizes[name[i], group[i]] += 1
             places = np.full(sizes.shape, -1)
-            for y in range(len(sizes)):
-                if (sizes[y] > 0).sum() < 2:
+            for c in range(classes):
+                if (sizes[c] > 0).sum() < 2:
                     continue
                 for d in range(span):
-                    if sizes[y, d] > 0:
-                        places[y, d] = starts[cell]
-                        starts[cell + 1] = starts[cell] + sizes[y, d]
+                    if sizes[c, d] > 0:
+                        places[c, d] = starts[cell]
+                        starts[cell + 1] = starts[cell] + sizes[c, d]
                         cell += 1
-                large = (sizes[y] >= 2).sum()
+                large = (sizes[c] >= 2).sum()
                 spreads += large if large >= 2 else 0
                 family += 1
                 families[family] = cell
@@ -137,6 +126,13 @@ def _sort_into_cells(names: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray,
                     rows[places[name[i], group[i]]] = i
                     places[name[i], group[i]] += 1
     return rows[: starts[cell]], starts[: cell + 1], families[: family + 1], spreads
+
+
+@compiled
+def _numbered(codes: np.ndarray, lowest: float) -> tuple[np.ndarray, int]:
+    """Codes [n] numbered from 0, so that there are at most n of them, and how many; those below `lowest` become -1."""
+    known = np.unique(codes[codes >= lowest])
+    return np.where(codes >= lowest, np.searchsorted(known, codes), -1), len(known)
 
 
 def moments_part(cells: Cells, cosines: np.ndarray) -> Part:
@@ -157,60 +153,47 @@ def _moments(
 
     With k = 1 / (sizes of the cells of i and j) x (1 if it is one cell, minus 1 / number of cells), the means of a
     family give the sum over i and j of k c_ij, and the covariances that of k h_ij^2, where h is c with the mean of its
-    cell taken off each sample.
+    cell taken off each sample. As k is one number for all pairs of two cells, taking the means off 2 k h once more
+    changes nothing: it is the gradient.
     """
     value, gradient = 0.0, np.zeros_like(cosines)
+    sizes = np.diff(starts)
     for family in range(len(families) - 1):
-        bounds = starts[families[family] : families[family + 1] + 1]
-        count, first = len(bounds) - 1, bounds[0]
-        members = rows[first : bounds[-1]]
-        m = len(members)
-        cell, size = np.empty(m, np.int64), np.empty(m)
-        for c in range(count):
-            cell[bounds[c] - first : bounds[c + 1] - first] = c
-            size[bounds[c] - first : bounds[c + 1] - first] = bounds[c + 1] - bounds[c]
-        large = (np.diff(bounds) >= 2).sum()
-
-        inner = np.empty((m, m))
-        for i in range(m):
-            for j in range(m):
-                inner[i, j] = cosines[members[i], members[j]]
-        thin, both = _cell_means(inner, cell, size, count)
-        of_means = 0.0
+        first, last = families[family], families[family + 1]
+        count, large = last - first, (sizes[first : families[family + 1]] >= 2).sum()
+        # Mean cosine of each member with each cell, and of each cell with each cell.
+        thin, both = np.zeros((starts[last] - starts[first], count)), np.zeros((count, count))
+        for a in range(first, last):
+            for place in range(starts[a], starts[a + 1]):
+                cosine = cosines[rows[place]]
+                for b in range(first, last):
+                    mean = 0.0
+                    for other in range(starts[b], starts[b + 1]):
+                        mean += cosine[rows[other]]
+                    mean /= sizes[b]
+                    thin[place - starts[first], b - first] = mean
+                    both[a - first, b - first] += mean / sizes[a]
+        of_means, of_spreads = -both.sum() / count, 0.0
         for c in range(count):
             of_means += both[c, c]
-        value += mean_weight * max(of_means - both.sum() / count, 0.0)
 
-        of_spreads = 0.0
-        for i in range(m):
-            for j in range(m):
+        for a in range(first, last):
+            for b in range(first, last):
+                product = sizes[a] * sizes[b]
+                of_mean = 2 * mean_weight * ((a == b) - 1 / count) / product
                 k = 0.0
-                if large >= 2 and size[i] >= 2 and size[j] >= 2:
-                    k = ((cell[i] == cell[j]) - 1 / large) / (size[i] * size[j])
-                centred = inner[i, j] - thin[i, cell[j]] - thin[j, cell[i]] + both[cell[i], cell[j]]
-                of_spreads += k * centred * centred
-                inner[i, j] = 4 * spread_weight * k * centred
-        value += spread_weight * max(of_spreads, 0.0)
-
-        thin, both = _cell_means(inner, cell, size, count)
-        for i in range(m):
-            for j in range(m):
-                k = ((cell[i] == cell[j]) - 1 / count) / (size[i] * size[j])
-                centred = inner[i, j] - thin[i, cell[j]] - thin[j, cell[i]] + both[cell[i], cell[j]]
-                gradient[members[i], members[j]] += 2 * mean_weight * k + centred
+                if large >= 2 and sizes[a] >= 2 and sizes[b] >= 2:
+                    k = ((a == b) - 1 / large) / product
+                for place in range(starts[a], starts[a + 1]):
+                    i = rows[place]
+                    off = thin[place - starts[first], b - first] - both[a - first, b - first]
+                    for other in range(starts[b], starts[b + 1]):
+                        j = rows[other]
+                        h = cosines[i, j] - off - thin[other - starts[first], a - first]
+                        of_spreads += k * h * h
+                        gradient[i, j] += of_mean + 4 * spread_weight * k * h
+        value += mean_weight * max(of_means, 0.0) + spread_weight * max(of_spreads, 0.0)
     return value, gradient
-
-
-@compiled
-def _cell_means(matrix: np.ndarray, cell: np.ndarray, size: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Means of a symmetric matrix [m, m] over the columns of each cell [m, cells], and over rows and columns."""
-    thin, both = np.zeros((len(cell), count)), np.zeros((count, count))
-    for i in range(len(cell)):
-        for j in range(len(cell)):
-            thin[i, cell[j]] += matrix[i, j] / size[j]
-        for c in range(count):
-            both[cell[i], c] += thin[i, c] / size[i]
-    return thin, both
 
 
 def moments_by_covariances(embeddings: Tensor, cells: Cells) -> Tensor:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from fairvlm_core.losses.compiled import compiled
 
 # Rows no longer than this have no direction: they become zero vectors with zero gradient, instead of 1/length ones.
 NO_DIRECTION = 1e-12
@@ -81,14 +83,35 @@ def check_samples(embeddings: Tensor, labels: Tensor, groups: Tensor) -> None:
         raise ValueError(f"groups must be [n, K] with n = {n}, not {list(groups.shape)}.")
 
 
-def on_host(labels: Tensor, groups: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Labels and groups as the compiled loops read them.
+class Codes(NamedTuple):
+    """Labels and groups of a batch as the compiled loops read them.
 
-    Returns:
-        float64 [L, n]: a row per label with 1 carried and 0 not; or, of labels [n], one row of classes. -1 unknown.
-        int64 [n, K]: the groups.
+    Attributes:
+        labels: float64 [L, n], a row per label with 1 carried and 0 not; or, of labels [n], one row of classes. -1
+            unknown.
+        groups: int64 [n, K]; negative = unknown.
+        lowest: the least label that a member or an anchor has: 1 where labels are carried or not, 0 of classes.
     """
-    y = labels.detach().double().cpu().numpy()
-    known = (y == 0) | (y == 1) if y.ndim == 2 else y >= 0
-    rows = np.ascontiguousarray(np.atleast_2d(np.where(known, y, -1.0).T))
-    return rows, np.ascontiguousarray(groups.detach().long().cpu().numpy())
+
+    labels: np.ndarray
+    groups: np.ndarray
+    lowest: float
+
+
+def codes_of(labels: Tensor, groups: Tensor) -> Codes:
+    """Labels [n] or [n, L] and groups [n, K], which live anywhere, on the host."""
+    y = labels.detach().to("cpu", torch.float64).numpy()
+    rows = _known(y if y.ndim == 2 else y[:, None], y.ndim == 2)
+    return Codes(rows, groups.detach().to("cpu", torch.int64).numpy(), float(y.ndim - 1))
+
+
+@compiled
+def _known(labels: np.ndarray, carried: bool) -> np.ndarray:
+    """The columns of labels [n, L] as rows; what is NaN, negative or, where labels are carried or not, neither is -1."""
+    rows = np.full((labels.shape[1], labels.shape[0]), -1.0)
+    for i in range(labels.shape[0]):
+        for label in range(labels.shape[1]):
+            y = labels[i, label]
+            if y >= 0 and (not carried or y == 0 or y == 1):
+                rows[label, i] = y
+    return rows
