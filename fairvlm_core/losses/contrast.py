@@ -187,9 +187,7 @@ def _borrow(
     return borrows, lends
 
 
-def contrast_part(
-    pairs: Pairs, options: Options, cosines: np.ndarray, lent: np.ndarray | None
-) -> tuple[Part, int]:
+def contrast_part(pairs: Pairs, options: Options, cosines: np.ndarray, lent: np.ndarray | None) -> tuple[Part, int]:
     """The loss from cosines [n, n] and, where there is a loan, [r, m]; and how many hard negatives the anchors have."""
     valid = np.count_nonzero(pairs.counts > 0, axis=1)
     weights = np.ones(len(valid))

@@ -113,7 +113,8 @@ def _normalised(product: np.ndarray) -> tuple[tuple[np.ndarray, np.ndarray], boo
     for i in range(n):
         square = np.float64(product[i, i])
         # Written so that a NaN is not in range, and stays visible.
-        fair &= square > SHORTEST and square < LONGEST
+        if not (square > SHORTEST and square < LONGEST):
+            fair = False
         if square != 0:
             inverse[i] = 1 / np.sqrt(square)
     for i in range(n):

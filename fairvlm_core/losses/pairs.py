@@ -107,7 +107,7 @@ def codes_of(labels: Tensor, groups: Tensor) -> Codes:
 
 @compiled
 def _known(labels: np.ndarray, carried: bool) -> np.ndarray:
-    """The columns of labels [n, L] as rows; what is NaN, negative or, where labels are carried or not, neither is -1."""
+    """The columns of labels [n, L] as rows, -1 for NaN, below 0 and, where labels are carried or not, neither."""
     rows = np.full((labels.shape[1], labels.shape[0]), -1.0)
     for i in range(labels.shape[0]):
         for label in range(labels.shape[1]):

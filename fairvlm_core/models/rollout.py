@@ -80,9 +80,7 @@ def attention_map(vlm: VLM, image: np.ndarray, question: int = 0) -> np.ndarray:
     with torch.inference_mode(), eager_attention(vlm.llava), recorded(vlm.parts.vision_tower) as caught:
         image_tokens = vlm.project(vlm.features(image[None]))
         ids = torch.tensor([prompt], device=image_tokens.device)
-        embedded = vlm.parts.language_model.get_input_embeddings()(ids)
-        spot = (ids == vlm.image_token)[..., None]
-        embedded = embedded.masked_scatter(spot, image_tokens.to(embedded.dtype))
+        embedded = vlm.embedded(ids, image_tokens)
         language = vlm.parts.language_model(inputs_embeds=embedded, use_cache=False, output_attentions=True).attentions
     tower = [attention[0] for attention in caught[0][: _blocks_read(config.vision_feature_layer, len(caught[0]))]]
     side = vlm.image_size // config.vision_config.patch_size

@@ -130,12 +130,27 @@ class VLM:
             return [self.sequence(chat(self.task.question, demographics), option) for option in self.task.concepts]
         return [self.sequence(chat(question, demographics), YES) for question in questions(self.task)]
 
+    def embedded(self, ids: Tensor, image_tokens: Tensor) -> Tensor:
+        """Input embeddings [B, T, d] of ids [B, T], with each image's tokens [B, P, d] in their place."""
+        found = self.parts.language_model.get_input_embeddings()(ids)
+        return found.masked_scatter((ids == self.image_token)[..., None], image_tokens.to(found.dtype))
+
+    def read(self, image_tokens: Tensor) -> Tensor:
+        """The mean [n, d] over the image's tokens [n, P, d] of the language model's last hidden state.
+
+        It is the same whatever is asked, for nothing that comes after the image is seen from there.
+        """
+        prompt = self.turns()[0].ids
+        start = prompt.index(self.image_token)
+        ids = torch.tensor([prompt[: start + self.image_tokens]] * len(image_tokens), device=image_tokens.device)
+        embedded = self.embedded(ids, image_tokens)
+        hidden = self.parts.language_model(inputs_embeds=embedded, use_cache=False).last_hidden_state
+        return hidden[:, start:].float().mean(1)
+
     def answer_logits(self, image_tokens: Tensor, packed: Packed) -> Tensor:
         """Logits [A, V] for the answer tokens of a packed batch; the head runs at these positions only."""
         language = self.parts.language_model
-        embedded = language.get_input_embeddings()(packed.ids)
-        spot = (packed.ids == self.image_token)[..., None]
-        embedded = embedded.masked_scatter(spot, image_tokens.to(embedded.dtype))
+        embedded = self.embedded(packed.ids, image_tokens)
         hidden = language(
             inputs_embeds=embedded,
             # The lowest float32 would become infinite in bfloat16.

@@ -51,6 +51,7 @@ class TaskConfig(TrainingConfig):
     instruction_weight: float = option(1.0, "alpha: weight of L_inst.", low=0)
     answer_weight: float = option(1.0, "beta: weight of L_qa.", low=0)
     concept_weight: float = option(1.0, "gamma: weight of L_concept.", low=0)
+    concept_temperature: float = option(0.07, "tau_c of L_concept.", low=1e-3)
     describe: bool = option(True, "Also learn to write the note, where there is one.")
     conversations: str = option(
         "", "JSON file of conversations about training images, in LLaVA's form, to learn from as well."

@@ -10,6 +10,7 @@ from typing import Any
 from fairvlm_core.config import Port, option
 from fairvlm_core.steps.shared import OUTPUTS, TRAINING_INPUTS, TaskConfig, begin, finish
 
+EMBEDDINGS = ("projector", "last_hidden_state")
 INPUTS = {**TRAINING_INPUTS, "stage1": Port("Folder that stage1 wrote.")}
 __all__ = ["INPUTS", "OUTPUTS", "Config", "run"]
 
@@ -21,6 +22,15 @@ class Config(TaskConfig):
     fairness_weight: float = option(0.1, "lambda: weight of both fairness losses together.", low=0)
     contrast_weight: float = option(1.0, "eta1: weight of the cross-group contrast.", low=0)
     moment_weight: float = option(1.0, "eta2: weight of the moment alignment.", low=0)
+    embedding: str = option(
+        "projector",
+        "z, which the fairness losses act on: the mean of the projector's output, or of the last hidden state over the "
+        "image (one more pass of the language model).",
+        choices=EMBEDDINGS,
+    )
+    reduction: str = option(
+        "mean", "Of both fairness losses: mean over what is valid, or the sum as in the paper.", choices=("mean", "sum")
+    )
     temperature: float = option(0.07, "tau of the cross-group contrast.", low=1e-3)
     margin: float = option(0.3, "m: negatives are images of another label with a cosine above it.", low=-1, high=1)
     hard_negative_fallback: bool = option(

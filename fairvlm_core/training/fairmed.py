@@ -31,7 +31,7 @@ from fairvlm_core.training.objectives import (
     converse,
     demographics_of,
 )
-from fairvlm_core.training.passes import batch_gradient, in_rows
+from fairvlm_core.training.passes import batch_gradient, in_rows, mean_pooled
 from fairvlm_core.training.sharding import shard
 
 ADVERSARY_RATE = 10.0  # an adversary that learns as slowly as what it watches never catches up
@@ -55,7 +55,8 @@ def train_stage1(vlm: VLM, job: Job, config: Any) -> dict[str, list]:
         mine = features(batch, generator, ranks.share(len(batch.indices)))
 
         def coupled(z: Tensor) -> Terms:
-            loss = concept_loss(vlm, z, torch.from_numpy(job.train.labels[batch.indices]).to(z.device))
+            labels = torch.from_numpy(job.train.labels[batch.indices]).to(z.device)
+            loss = concept_loss(vlm, z, labels, config.concept_temperature)
             return {"loss": loss, "concept": loss}
 
         return batch_gradient(
@@ -102,6 +103,7 @@ def train_stage2(vlm: VLM, job: Job, config: Any) -> dict[str, list]:
             margin=config.margin,
             hard_negative_fallback=config.hard_negative_fallback,
             covariance_weight=config.covariance_weight,
+            reduction=config.reduction,
             bank=bank,
         )
         if bank is not None:
@@ -113,6 +115,9 @@ def train_stage2(vlm: VLM, job: Job, config: Any) -> dict[str, list]:
     def tokens(images: Any) -> Tensor:
         return vlm.project(train.features(images))
 
+    def with_hidden_state(image_tokens: Tensor) -> Tensor:
+        return torch.cat([mean_pooled(image_tokens), vlm.read(image_tokens)], 1)
+
     found = tune(
         vlm,
         job,
@@ -122,6 +127,7 @@ def train_stage2(vlm: VLM, job: Job, config: Any) -> dict[str, list]:
         "fairness_tuning",
         inputs=pictures,
         tokens=tokens,
+        embed=mean_pooled if config.embedding == "projector" else with_hidden_state,
         fairness=fairness,
         buffers={f"bank.{name}": value for name, value in remembered.items()},
     )
@@ -160,6 +166,7 @@ def tune(
     *,
     inputs: Callable[[Batch, torch.Generator, slice], Any],
     tokens: Callable[[Any], Tensor],
+    embed: Callable[[Tensor], Tensor] = mean_pooled,
     fairness: Callable[[Tensor, Batch], Terms] | None = None,
     buffers: dict[str, Tensor] | None = None,
 ) -> list[dict[str, float]]:
@@ -169,12 +176,16 @@ def tune(
         named: what is trained of the model.
         inputs: batch, generator, part -> what `tokens` takes, for these images of the batch.
         tokens: -> image tokens [m, P, d].
+        embed: image tokens -> their mean over the image, for L_concept, and behind it, where `fairness` acts on another
+            embedding, that one.
         fairness: z, batch -> terms of which "loss" is added (FairMed-VLM, Stage 2).
         buffers: what `fairness` remembers from step to step.
     """
     method = debiasing(
         config.debiasing, job.train, alpha=config.adversary_weight, step_size=config.dro_step, device=device()
     )
+
+    width = vlm.llava.config.text_config.hidden_size
 
     def gradients(batch: Batch, generator: torch.Generator) -> Terms:
         count, labels = len(batch.indices), job.train.labels[batch.indices]
@@ -203,10 +214,11 @@ def tune(
         totals = answer_totals(asked, labels, vlm.task.kind)
 
         def coupled(z: Tensor) -> Terms:
-            concept = concept_loss(vlm, z, torch.from_numpy(labels).to(z.device))
+            projected, embedding = z[:, :width], z[:, -width:]
+            concept = concept_loss(vlm, projected, torch.from_numpy(labels).to(z.device), config.concept_temperature)
             terms: Terms = {"concept": concept, "loss": config.concept_weight * concept}
             if fairness is not None:
-                added = fairness(z, batch)
+                added = fairness(embedding, batch)
                 terms = {**added, **terms, "loss": terms["loss"] + added["loss"]}
             return terms
 
@@ -225,6 +237,7 @@ def tune(
             tokens=lambda part: tokens(given[part]),
             coupled=coupled,
             separate=separate,
+            embed=embed,
             parameters=named.values(),
             correct=None if against is None else partial(project_gradients, alpha=method.alpha),
         )

@@ -47,10 +47,11 @@ def concept_targets(vlm: VLM, labels: Tensor) -> tuple[list[str], Tensor]:
     return list(task.concepts), labels == 1
 
 
-def concept_loss(vlm: VLM, z: Tensor, labels: Tensor) -> Tensor:
-    """L_concept: z, the pooled image tokens [n, d], against the phrases' embeddings."""
+def concept_loss(vlm: VLM, z: Tensor, labels: Tensor, temperature: float) -> Tensor:
+    """L_concept: the pooled image tokens [n, d] against the phrases' embeddings."""
     phrases, positives = concept_targets(vlm, labels)
-    return concept_alignment(z.float(), vlm.concept_embeddings(phrases).float(), positives)
+    concepts = vlm.concept_embeddings(phrases).float()
+    return concept_alignment(z.float(), concepts, positives, temperature=temperature)
 
 
 def conversation(

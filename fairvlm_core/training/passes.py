@@ -15,6 +15,11 @@ from fairvlm_core.training.sharding import summed_gradients
 Terms = dict[str, "Tensor | float"]
 
 
+def mean_pooled(image_tokens: Tensor) -> Tensor:
+    """z [m, d] of tokens [m, P, d], in float32 at least: in half precision it would depend on how a batch is split."""
+    return as_float(image_tokens)[0].mean(1)
+
+
 def batch_gradient(
     parts: Sequence[np.ndarray],
     count: int,
@@ -22,22 +27,24 @@ def batch_gradient(
     tokens: Callable[[np.ndarray], Tensor],
     coupled: Callable[[Tensor], Terms],
     separate: Callable[[np.ndarray, Tensor], Terms],
+    embed: Callable[[Tensor], Tensor] = mean_pooled,
     parameters: Iterable[nn.Parameter],
     correct: Callable[[list[Tensor], list[Tensor]], list[Tensor]] | None = None,
 ) -> Terms:
     """Leave the gradient of coupled(z) + sum of separate(part) in the parameters, and return the terms.
 
-    z is the mean-pooled projector output of *all* images: a contrastive loss of 64 images is not the sum of those of
-    its parts (FairMed-VLM, Stage 2). Where the batch is in several parts, or on several ranks, the gradient is taken in
-    two passes (gradient caching): the first computes z without a graph and d coupled / dz from it; the second goes
-    through the parts one by one and adds z . (d coupled / dz), whose gradient is the chain rule's other half. Memory is
-    that of one part, and the result is that of a single pass.
+    z is the embedding of *all* images, by default the mean-pooled projector output: a contrastive loss of 64 images is
+    not the sum of those of its parts (FairMed-VLM, Stage 2). Where the batch is in several parts, or on several ranks,
+    the gradient is taken in two passes (gradient caching): the first computes z without a graph and d coupled / dz from
+    it; the second goes through the parts one by one and adds z . (d coupled / dz), whose gradient is the chain rule's
+    other half. Memory is that of one part, and the result is that of a single pass.
 
     Args:
         parts: rows of this rank's share of the batch, each in one part.
         count: images of the whole batch, over all ranks.
         tokens: part -> image tokens [m, P, d], with a graph where gradients are enabled.
         coupled: z [count, d] -> terms; every rank computes it.
+        embed: image tokens -> z of these images.
         separate: part, its tokens -> terms that add up over the parts; "against" may be one of them, see `correct`.
         parameters: what is trained; over several ranks their gradients are summed.
         correct: gradient of "loss", gradient of "against" -> the gradient to leave (adversarial debiasing).
@@ -66,7 +73,7 @@ def batch_gradient(
 
     if len(parts) == 1 and ranks.size() == 1:
         image_tokens = tokens(parts[0])
-        shared, own = coupled(_pooled(image_tokens)), separate(parts[0], image_tokens)
+        shared, own = coupled(embed(image_tokens)), separate(parts[0], image_tokens)
         figures = backward(shared["loss"] + own["loss"], own)
         corrected()
         return _joined(shared, figures)
@@ -77,7 +84,7 @@ def batch_gradient(
     with torch.no_grad():
         for part, seed in zip(parts, seeds, strict=True):
             torch.manual_seed(seed)
-            pooled.append(_pooled(tokens(part)))
+            pooled.append(embed(tokens(part)))
     z = ranks.gather_rows(in_rows(pooled, parts), count).requires_grad_()
     shared = coupled(z)
     loss = _tensor(shared["loss"])
@@ -88,18 +95,14 @@ def batch_gradient(
     for part, seed in zip(parts, seeds, strict=True):
         torch.manual_seed(seed)
         image_tokens = tokens(part)
+        again = embed(image_tokens)
         own = separate(part, image_tokens)
-        figures = backward(own["loss"] + (_pooled(image_tokens) * mine[part]).sum(), own)
+        figures = backward(own["loss"] + (again * mine[part]).sum(), own)
         sums = {name: sums.get(name, 0.0) + value for name, value in figures.items()}
     for parameter, summed in zip(parameters, summed_gradients(parameters), strict=True):
         parameter.grad = summed
     corrected()
     return _joined(shared, ranks.add(sums))
-
-
-def _pooled(image_tokens: Tensor) -> Tensor:
-    """z [m, d], in float32 at least: in half precision neither it nor its gradient would be that of another split."""
-    return as_float(image_tokens)[0].mean(1)
 
 
 def in_rows(found: Sequence[Tensor], parts: Sequence[np.ndarray]) -> Tensor:

@@ -6,6 +6,8 @@ is torch's own `fully_shard`, which works on CPUs too; accelerate, which wraps i
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -15,7 +17,7 @@ from fairvlm_core.models.vlm import VLM
 from fairvlm_core.training import ranks
 
 # What is called from outside. Each gathers what belongs to no block: embeddings, head, projector and norms.
-ENTRANCES = ("features", "project", "concept_embeddings", "answer_logits")
+ENTRANCES = ("features", "project", "concept_embeddings", "answer_logits", "read")
 
 
 class _Root(nn.Module):
@@ -43,6 +45,8 @@ def shard(vlm: VLM) -> None:
             where="shard",
             mend="Start the step with torchrun, or set shard to false.",
         )
+    # Of what an entrance returns, nothing is changed in place.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     mesh = init_device_mesh("cuda" if torch.cuda.is_available() else "cpu", (ranks.size(),))
     for block in blocks(vlm.parts):
         fully_shard(block, mesh=mesh)

@@ -132,6 +132,20 @@ def test_concept_embeddings_are_the_mean_input_embeddings(base):
         torch.testing.assert_close(row, sum(table[i] for i in ids) / len(ids))
 
 
+def test_what_is_read_of_an_image_is_the_hidden_state_of_transformers(base):
+    """Whatever is asked: the mean of the last hidden state at the image's tokens, from a pass through all of Llava."""
+    vlm = fresh(base)
+    vlm.llava.eval()
+    with torch.no_grad():
+        found = vlm.read(vlm.project(vlm.features(IMAGES)))
+        for prompt in ("What is this?", "Describe the findings."):
+            ids = torch.tensor([vlm.sequence(chat(prompt), "Yes").ids] * len(IMAGES))
+            shown = pixels(IMAGES, vlm.mean, vlm.std)
+            states = vlm.llava(input_ids=ids, pixel_values=shown, output_hidden_states=True).hidden_states
+            expected = states[-1][ids == vlm.image_token].view(len(IMAGES), vlm.image_tokens, -1).mean(1)
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_mistakes_are_told(base, tmp_path):
     folder, task = base
     with pytest.raises(CheckpointError, match="cannot be read"):

@@ -88,7 +88,7 @@ def test_batch_without_any_known_label_or_note_gives_zero(vlm):
     tokens = torch.randn(2, vlm.image_tokens, 96, requires_grad=True)
     asked = converse(vlm, labels, [None, None], [[], []], ["", ""])
     instruction, answers, _ = answer_losses(vlm, tokens, labels, asked)
-    assert float(instruction) == float(answers) == 0
+    assert instruction.item() == answers.item() == 0
     (instruction + answers).backward()
     assert tokens.grad is None or not tokens.grad.any()
 

@@ -96,7 +96,7 @@ def place(request, tmp_path_factory):
     return folder
 
 
-def first_gradient(place, micro_batch, bank=0):
+def first_gradient(place, micro_batch, bank=0, **more):
     """Terms and gradients of the first step of Stage 2; with a bank, of the second, which finds the first in it."""
     samples = [
         read_samples(place / "cohort", place / "cohort", split, ("sex", "age_group"))
@@ -118,7 +118,7 @@ def first_gradient(place, micro_batch, bank=0):
             return []
 
     vlm = load_base(str(place / "base" / "llava"), samples[0].task, SIZE)
-    config = stage2.Config(batch_size=32, lora_rank=4, micro_batch=micro_batch, bank=bank)
+    config = stage2.Config(batch_size=32, lora_rank=4, micro_batch=micro_batch, bank=bank, **more)
     job = Caught(
         *samples, checkpoint=place, key="", seed=0, batch_size=32, oversample=1.5, augment=True, criterion="auc"
     )
@@ -126,9 +126,9 @@ def first_gradient(place, micro_batch, bank=0):
     return caught
 
 
-@pytest.mark.parametrize("bank", [0, 20])
-def test_stage2_in_micro_batches_has_the_gradient_of_one_pass(place, bank):
-    whole, parts = first_gradient(place, 0, bank), first_gradient(place, 5, bank)
+@pytest.mark.parametrize(("bank", "embedding"), [(0, "projector"), (20, "projector"), (0, "last_hidden_state")])
+def test_stage2_in_micro_batches_has_the_gradient_of_one_pass(place, bank, embedding):
+    whole, parts = (first_gradient(place, size, bank, embedding=embedding) for size in (0, 5))
     if bank:
         assert whole["seen"] == parts["seen"] > 20
     assert set(whole["terms"]) == set(parts["terms"])
@@ -137,6 +137,25 @@ def test_stage2_in_micro_batches_has_the_gradient_of_one_pass(place, bank):
     largest = max(float(gradient.abs().max()) for gradient in whole["gradients"].values())
     for name, gradient in whole["gradients"].items():
         torch.testing.assert_close(parts["gradients"][name], gradient, rtol=1e-4, atol=1e-5 * largest)
+
+
+@pytest.mark.parametrize("place", ["binary"], indirect=True)
+def test_the_papers_form_is_the_sum_over_the_anchors(place):
+    mean, total = (first_gradient(place, 0, reduction=reduction)["terms"] for reduction in ("mean", "sum"))
+    valid = round(mean["anchors"] * (1 - mean["skipped"]))
+    assert valid > 1
+    assert float(total["contrast"]) == pytest.approx(valid * float(mean["contrast"]), rel=1e-5)
+
+
+@pytest.mark.parametrize("place", ["binary"], indirect=True)
+def test_parameters_of_the_embedding_and_the_temperature_arrive(place):
+    plain = first_gradient(place, 0)["terms"]
+    hidden = first_gradient(place, 0, embedding="last_hidden_state")["terms"]
+    assert float(hidden["concept"]) == pytest.approx(float(plain["concept"]), rel=1e-6)
+    assert abs(float(hidden["moments"]) / float(plain["moments"]) - 1) > 1e-3
+    warmer = first_gradient(place, 0, concept_temperature=0.7)["terms"]
+    assert abs(float(warmer["concept"]) / float(plain["concept"]) - 1) > 1e-3
+    assert float(warmer["contrast"]) == pytest.approx(float(plain["contrast"]), rel=1e-6)
 
 
 def run_on(ranks, step, place, out, *more):
