@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from experiments.fairmed import FULL, TOY, UNBALANCED, UNPROMPTED
 from fairvlm_core.experiments.grid import Experiment, both
+from fairvlm_core.experiments.heads import ADVERSARIAL_HEAD, POSTPROCESS
 
 
 def debiased(by: str) -> dict[str, object]:
@@ -25,10 +26,11 @@ EXPERIMENT = Experiment(
         STANDARD.derive("reweighted_group", "Reweighted, 1 / P(a)", debiased("reweighted_group")),
         STANDARD.derive("reweighted_joint", "Reweighted, P(a) P(y) / P(a, y)", debiased("reweighted_joint")),
         STANDARD.derive("adversarial", "Adversarial", debiased("adversarial")),
+        STANDARD.derive("adversarial_head", "Adversarial, frozen embeddings", head=ADVERSARIAL_HEAD),
         STANDARD.derive("group_dro", "GroupDRO", debiased("group_dro")),
         # So large a cap that every stratum is filled up to the largest one.
         STANDARD.derive("resampled", "Resampled", both("stage1", "stage2", oversample=1000.0)),
-        STANDARD.derive("postprocessed", "Post-processed", postprocess=True),
+        STANDARD.derive("postprocessed", "Post-processed", head=POSTPROCESS),
         FULL,
     ),
     reference=FULL.name,

@@ -67,6 +67,37 @@ class Scores:
     y_answer: np.ndarray | None = None
 
 
+def predictions_table(
+    people: pa.Table, labels: Sequence[str], y_true: np.ndarray, y_score: np.ndarray, *, name: str, seed: int
+) -> pa.Table:
+    """Scores of a split in the form of the contract, one row per image and label.
+
+    Args:
+        people: n rows of a cohort: sample_id, patient_id, split and the attributes.
+        labels: L names.
+        y_true: [n, L], NaN where unknown.
+        y_score: [n, L], probabilities.
+        name, seed: of the model.
+    """
+
+    def repeated(column: str) -> pa.Array:
+        values = np.asarray(people.column(column).to_pylist(), dtype=object)
+        return pa.array(np.repeat(values, len(labels)), pa.string())
+
+    count = len(people) * len(labels)
+    return pa.table(
+        {
+            **{column: repeated(column) for column in ("sample_id", "patient_id", "split")},
+            "label": pa.array(list(labels) * len(people), pa.string()),
+            "y_true": pa.array(y_true.reshape(-1), pa.int8(), from_pandas=True),
+            "y_score": pa.array(y_score.reshape(-1), pa.float32()),
+            **{column: repeated(column) for column in ATTRIBUTES},
+            "model": pa.array([name] * count, pa.string()),
+            "seed": pa.array([seed] * count, pa.int32()),
+        }
+    )
+
+
 def write_predictions(table: pa.Table, path: Path, *, kind: str) -> Path:
     """Write a predictions table (`y_answer`, `y_pred` if it has them) to `path`, the task's kind in its metadata."""
     if kind not in KINDS:

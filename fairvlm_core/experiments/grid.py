@@ -9,6 +9,7 @@ from typing import Any
 
 from fairvlm_core.config import build
 from fairvlm_core.errors import ConfigError, nearest
+from fairvlm_core.experiments.heads import HEADS
 from fairvlm_core.steps import step_module
 
 # The steps of one run, in order; the last five are those that a recipe's training and judgement need.
@@ -24,6 +25,7 @@ CHAIN = (
     "evaluate",
 )
 SEEDED = ("stage1", "stage2")
+MODEL = "model"
 
 Params = Mapping[str, Mapping[str, Any]]
 
@@ -36,19 +38,26 @@ class Recipe:
         name: short, for files.
         title: for readers.
         overrides: "step.field" -> value.
-        postprocess: whether the decisions are post-processed for equalised odds over the attributes of stage2.
+        head: who decides: the model, or one of `HEADS` in its place.
     """
 
     name: str
     title: str
     overrides: Mapping[str, Any] = field(default_factory=dict)
-    postprocess: bool = False
+    head: str = MODEL
+
+    def __post_init__(self) -> None:
+        known = (MODEL, *HEADS)
+        if self.head not in known:
+            raise ConfigError(
+                f'There is no head "{self.head}".', where=f"recipe {self.name}", mend=nearest(self.head, known)
+            )
 
     def derive(
-        self, name: str, title: str, overrides: Mapping[str, Any] | None = None, *, postprocess: bool = False
+        self, name: str, title: str, overrides: Mapping[str, Any] | None = None, *, head: str | None = None
     ) -> Recipe:
         """The same recipe with more changes; where both change a field, the new value counts."""
-        return Recipe(name, title, {**self.overrides, **(overrides or {})}, postprocess or self.postprocess)
+        return Recipe(name, title, {**self.overrides, **(overrides or {})}, head or self.head)
 
 
 @dataclass(frozen=True)

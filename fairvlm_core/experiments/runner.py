@@ -15,10 +15,10 @@ from typing import Any
 from fairvlm_core import __version__
 from fairvlm_core.errors import ConfigError
 from fairvlm_core.experiments.grid import SEEDED, Experiment, Params, Recipe, both, configs, described
+from fairvlm_core.experiments.heads import ADVERSARIAL_HEAD, HEADS, POSTPROCESS
 from fairvlm_core.files import fingerprint, folder_written, read_json, write_json
 from fairvlm_core.steps import execute
 
-POSTPROCESS = "postprocess"  # no step of the pipeline, but run and kept like one
 STEPS_FOLDER = "steps"
 # A release has too many of these to read them all; they count by name and size.
 PICTURES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".npy", ".npz", ".zip", ".dcm"}
@@ -97,8 +97,9 @@ def carry_out(runs: Sequence[Run], out: Path) -> list[str]:
             name: given if isinstance(given, Path) else out / STEPS_FOLDER / given.folder
             for name, given in work.inputs.items()
         }
-        if work.step == POSTPROCESS:
-            _postprocess(work.config, inputs, folder)
+        if work.step in HEADS:
+            with folder_written(folder) as partial:
+                HEADS[work.step](work.config, inputs, partial)
         else:
             execute(work.step, work.config, inputs, {"out": folder})
         done.append(work.folder)
@@ -185,15 +186,19 @@ def _chain(found: Mapping[str, Any], recipe: Recipe, common: Mapping[str, Work])
     seen = {"cohort": work["stratify"], "images": images, "base": work["base_models"]}
     work["stage1"] = _work("stage1", found["stage1"], seen)
     work["stage2"] = _work("stage2", found["stage2"], {**seen, "stage1": work["stage1"]})
-    work["predict"] = _work("predict", found["predict"], {**seen, "model": work["stage2"]})
-    predicted = {"predictions": work["predict"]}
-    if recipe.postprocess:
-        config = {"attributes": list(found["stage2"].attributes), "seed": found["stage2"].seed}
-        work[POSTPROCESS] = _work(POSTPROCESS, config, predicted)
+    model = {**seen, "model": work["stage2"]}
+    config = {"attributes": list(found["stage2"].attributes), "seed": found["stage2"].seed}
+    if recipe.head == ADVERSARIAL_HEAD:
+        work["predict"] = _work(ADVERSARIAL_HEAD, {**config, "alpha": found["stage2"].adversary_weight}, model)
+    else:
+        work["predict"] = _work("predict", found["predict"], model)
+    judged = {"predictions": work["predict"]}
+    if recipe.head == POSTPROCESS:
+        work[POSTPROCESS] = _work(POSTPROCESS, config, judged)
         judged = {"predictions": work[POSTPROCESS], "thresholds": work[POSTPROCESS]}
     else:
-        work["tune_thresholds"] = _work("tune_thresholds", found["tune_thresholds"], predicted)
-        judged = {**predicted, "thresholds": work["tune_thresholds"]}
+        work["tune_thresholds"] = _work("tune_thresholds", found["tune_thresholds"], judged)
+        judged = {**judged, "thresholds": work["tune_thresholds"]}
     work["evaluate"] = _work("evaluate", found["evaluate"], judged)
     return work
 
@@ -209,36 +214,6 @@ def _work(step: str, config: Any, inputs: Mapping[str, Work | Path]) -> Work:
             told[name] = [(path.relative_to(given).as_posix(), path.stat().st_size) for path in files]
             read |= {str(path.relative_to(given)): path for path in files if path.suffix.lower() not in PICTURES}
     return Work(step, config, inputs, fingerprint(told, read))
-
-
-def _postprocess(config: Mapping[str, Any], inputs: Mapping[str, Path], out: Path) -> None:
-    """Write the post-processed predictions, and the threshold 0.5 at which their scores decide."""
-    from fairvlm_core.evaluation.postprocess import postprocess
-    from fairvlm_core.evaluation.predictions import (
-        PREDICTIONS_FILE,
-        kind_of,
-        read_predictions,
-        scores,
-        write_predictions,
-    )
-    from fairvlm_core.evaluation.thresholds import DEFAULT
-
-    found = postprocess(read_predictions(inputs["predictions"]), config["attributes"], seed=config["seed"])
-    given, kind = scores(found.table, "validation"), kind_of(found.table)
-    with folder_written(out) as partial:
-        write_predictions(found.table, partial / PREDICTIONS_FILE, kind=kind)
-        thresholds = {
-            "model": given.model,
-            "kind": kind,
-            "labels": list(given.labels),
-            "split": "validation",
-            "method": "threshold_optimizer",
-            "thresholds": {} if kind == "multiclass" else dict.fromkeys(given.labels, DEFAULT),
-        }
-        write_json(partial / "thresholds.json", thresholds)
-        write_json(partial / "config.json", config)
-        labels = len(given.labels)
-        write_json(partial / "metrics.json", {"labels": labels, "equalised": sum(map(bool, found.groups.values()))})
 
 
 def _told(runs: Sequence[Run], total: int) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 from fairvlm_core.evaluation.report.words import attribute_name, number, parity
 from fairvlm_core.evaluation.significance import holm, paired_t_test
 from fairvlm_core.experiments.grid import Experiment, Recipe
+from fairvlm_core.experiments.heads import POSTPROCESS
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -36,7 +37,7 @@ def summarise(experiment: Experiment, found: Judgements, *, min_cell: int) -> di
 
     Returns:
         experiment, title, reference, seeds, kind, labels, n, min_cell, attributes; `recipes`: a list of {name, title,
-        overrides, postprocessed, measures}, the latter a list of {metric, attribute (null for overall), values (per
+        overrides, head, measures}, the latter a list of {metric, attribute (null for overall), values (per
         seed), mean, sd, n}; `tests`: a list of {recipe, metric, attribute, n, difference, sd, statistic, p_value,
         p_holm, cohens_d}.
     """
@@ -72,7 +73,7 @@ def summarise(experiment: Experiment, found: Judgements, *, min_cell: int) -> di
                 "name": recipe.name,
                 "title": recipe.title,
                 "overrides": {key: _plain(value) for key, value in recipe.overrides.items()},
-                "postprocessed": recipe.postprocess,
+                "head": recipe.head,
                 "measures": [
                     {"metric": metric, "attribute": attribute, **_described(values[recipe.name][metric, attribute])}
                     for metric, attribute in measures
@@ -200,7 +201,7 @@ def caption(summary: Mapping[str, Any]) -> str:
     ]
     if len(summary["labels"]) > 1:
         sentences.append("AUC and gaps are means over the labels, each against the rest.")
-    if any(recipe["postprocessed"] for recipe in summary["recipes"]):
+    if any(recipe["head"] == POSTPROCESS for recipe in summary["recipes"]):
         sentences.append("Post-processed decisions are randomised and rank nobody, so they have no AUC.")
     return " ".join(sentences)
 
@@ -228,7 +229,7 @@ def _values(
     recipe: Recipe, found: Sequence[Mapping[str, Any]], metric: str, attribute: str | None
 ) -> list[float | None]:
     """A measure on the test split of every seed."""
-    if recipe.postprocess and metric in RANKING:
+    if recipe.head == POSTPROCESS and metric in RANKING:
         return [None] * len(found)
     tests = [evaluation["test"] for evaluation in found]
     if attribute is None:

@@ -50,7 +50,7 @@ def run(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path])
     from fairvlm_core.cohort.images import ImageStore
     from fairvlm_core.cohort.table import label_matrix, read_cohort, rows_of, task_of
     from fairvlm_core.errors import CheckpointError
-    from fairvlm_core.evaluation.predictions import PREDICTIONS_FILE, write_predictions
+    from fairvlm_core.evaluation.predictions import PREDICTIONS_FILE, predictions_table, write_predictions
     from fairvlm_core.models import describe, load
     from fairvlm_core.models.generation import answers_in_words
     from fairvlm_core.progress import track
@@ -80,11 +80,11 @@ def run(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path])
         ]
         found[split] = np.concatenate(parts) if parts else np.zeros((0, len(task.labels)), dtype=np.float32)
         count += len(keys)
-        columns = {
-            "y_true": pa.array(label_matrix(rows).reshape(-1), pa.int8(), from_pandas=True),
-            "y_score": pa.array(found[split].reshape(-1), pa.float32()),
-        }
-        tables.append(_long(rows, task.labels, columns, name=described["name"], seed=described["seed"]))
+        tables.append(
+            predictions_table(
+                rows, task.labels, label_matrix(rows), found[split], name=described["name"], seed=described["seed"]
+            )
+        )
     metrics: dict[str, Any] = {
         "model": described["name"],
         "images": count,
@@ -105,29 +105,6 @@ def run(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path])
             config, inputs, outputs["out"], model, store, rows, found[split], described
         )
     return metrics
-
-
-def _long(rows: Any, labels: tuple[str, ...], columns: Mapping[str, Any], *, name: str, seed: int) -> Any:
-    """One row per image and label of the cohort's rows, with columns that are in that form already."""
-    import numpy as np
-    import pyarrow as pa
-
-    from fairvlm_core.evaluation.predictions import ATTRIBUTES
-
-    def repeated(column: str) -> pa.Array:
-        values = np.asarray(rows.column(column).to_pylist(), dtype=object)
-        return pa.array(np.repeat(values, len(labels)), pa.string())
-
-    return pa.table(
-        {
-            **{column: repeated(column) for column in ("sample_id", "patient_id", "split")},
-            "label": pa.array(list(labels) * len(rows), pa.string()),
-            **columns,
-            **{column: repeated(column) for column in ATTRIBUTES},
-            "model": pa.array([name] * (len(rows) * len(labels)), pa.string()),
-            "seed": pa.array([seed] * (len(rows) * len(labels)), pa.int32()),
-        }
-    )
 
 
 def _answers(config: Config, model: Any, store: Any, rows: Any, split: str) -> Any:

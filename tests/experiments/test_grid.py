@@ -58,6 +58,14 @@ def test_post_processing_takes_the_predictions_of_the_standard_model():
     assert standard["evaluate"].inputs["thresholds"].step == "tune_thresholds"
 
 
+def test_a_head_reads_the_standard_model_and_not_its_predictions():
+    runs = {run.recipe.name: run for run in plan(load_experiment("fairmed_table2"), {}, seeds=1)}
+    standard, head = runs["standard"].work, runs["adversarial_head"].work
+    assert head["predict"].step == "adversarial_head"
+    assert head["predict"].inputs["model"].key == standard["stage2"].key
+    assert head["evaluate"].inputs["thresholds"].inputs["predictions"].key == head["predict"].key
+
+
 def test_two_tables_in_one_folder_share_the_full_method():
     keys = [
         {
@@ -118,7 +126,9 @@ def test_a_recipe_derives_from_another_in_a_line():
     other = full.derive("other", "Other", {"stage2.epochs": 4})
     assert other.overrides == {"stage2.epochs": 4, "stage2.margin": 0.1}
     assert full.overrides["stage2.epochs"] == 3
-    assert other.derive("late", "Late", postprocess=True).derive("later", "Later").postprocess
+    assert other.derive("late", "Late", head="postprocess").derive("later", "Later").head == "postprocess"
+    with pytest.raises(ConfigError, match='no head "postproces"'):
+        other.derive("late", "Late", head="postproces")
 
 
 @pytest.mark.parametrize(

@@ -6,15 +6,21 @@ import dataclasses
 import json
 import shutil
 
+import numpy as np
 import pytest
 
 from experiments.fairmed import FULL
+from fairvlm_core.cohort.images import ImageStore
+from fairvlm_core.cohort.table import group_codes, label_matrix, read_cohort, rows_of
 from fairvlm_core.errors import ConfigError, FairVLMError
 from fairvlm_core.evaluation.predictions import read_predictions, scores
 from fairvlm_core.experiments import load_experiment, runner
 from fairvlm_core.experiments.grid import changed
+from fairvlm_core.experiments.heads import ADVERSARIAL_HEAD, POSTPROCESS
 from fairvlm_core.experiments.runner import run_experiment
 from fairvlm_core.experiments.tables import measure
+from fairvlm_core.models import load
+from fairvlm_core.training.frozen import adversarial_head
 
 TABLE4 = load_experiment("fairmed_table4")
 SMALLER = {
@@ -27,7 +33,8 @@ GRID = dataclasses.replace(
     name="smaller",
     recipes=(
         *(recipe for recipe in TABLE4.recipes if recipe.name in ("fairmed_vlm", "no_fairness_loss")),
-        FULL.derive("postprocessed", "Post-processed", postprocess=True),
+        FULL.derive("postprocessed", "Post-processed", head=POSTPROCESS),
+        FULL.derive("frozen", "Adversarial, frozen embeddings", head=ADVERSARIAL_HEAD),
     ),
 )
 PARAMS = changed(changed({}, GRID.toy, where=""), SMALLER, where="")
@@ -63,8 +70,8 @@ def test_what_was_done_before_the_stop_is_not_done_again(ran):
     once = [*before[:-1], *after]
     for step, times in {"ingest": 1, "validate": 1, "stratify": 1, "base_models": 1, "stage1": 1, "stage2": 2}.items():
         assert once.count(step) == times, step
-    # Three recipes; the post-processed predictions are those of the full method.
-    assert (once.count("predict"), once.count("tune_thresholds"), once.count("evaluate")) == (2, 2, 3)
+    # Four recipes; what is post-processed are the predictions of the full method, and a head predicts by itself.
+    assert (once.count("predict"), once.count("tune_thresholds"), once.count("evaluate")) == (2, 3, 4)
 
 
 def test_the_tables_are_those_of_the_evaluations(ran):
@@ -93,6 +100,26 @@ def test_the_post_processed_decisions_are_evaluated_at_one_half(ran):
         before, after = (scores(read_predictions(out / folders[step]), "test") for step in ("predict", "evaluate"))
         assert (before.sample_ids == after.sample_ids).all()
         assert ((after.y_score >= 0.5) == after.y_pred).all()
+
+
+def test_a_head_on_frozen_embeddings_is_judged_like_a_model(ran):
+    """Its scores are those of a head fitted here to the embeddings of the trained model."""
+    out, summary, _, _ = ran
+    (folders,) = summary["runs"]["frozen"]
+    ours = read_predictions(out / folders["predict"])
+    assert set(ours.column("model").to_pylist()) == {"stage2+adversarial_head"}
+    assert set(ours.column("split").to_pylist()) == {"validation", "test"}
+    cohort = read_cohort(out / folders["stratify"])
+    model = load(out / folders["stage2"], out / folders["base_models"])
+    store = ImageStore.open(out / folders["ingest"])
+    train, test = (rows_of(cohort, split) for split in ("train", "test"))
+    z = [model.embed(store.read(rows.column("image").to_pylist())).numpy() for rows in (train, test)]
+    groups = group_codes(train, ("sex", "age_group"))
+    head = adversarial_head(z[0], label_matrix(train), groups, "binary", alpha=1.0, seed=0)
+    found = scores(ours, "test")
+    place = {sample: row for row, sample in enumerate(test.column("sample_id").to_pylist())}
+    expected = head(z[1])[[place[sample] for sample in found.sample_ids]]
+    np.testing.assert_allclose(found.y_score, expected, atol=1e-6)
 
 
 def test_a_finished_experiment_does_nothing_and_writes_the_same(ran, monkeypatch):

@@ -10,6 +10,7 @@ from PIL import Image
 from scipy import stats
 
 from fairvlm_core.experiments.grid import Experiment, Recipe
+from fairvlm_core.experiments.heads import POSTPROCESS
 from fairvlm_core.experiments.picture import draw
 from fairvlm_core.experiments.tables import ACROSS, caption, heads, markdown, measure, rows, spread, summarise, terminal
 
@@ -17,7 +18,7 @@ FULL = Recipe("full", "Full", {"stage1.attributes": ("sex",)})
 GRID = Experiment(
     "made_up",
     "Made up",
-    (FULL, FULL.derive("a", "A | B", {"stage2.epochs": 1}), FULL.derive("after", "After", postprocess=True)),
+    (FULL, FULL.derive("a", "A | B", {"stage2.epochs": 1}), FULL.derive("after", "After", head=POSTPROCESS)),
     reference="full",
 )
 RNG = np.random.default_rng(0)
