@@ -128,7 +128,7 @@ def test_the_adversarial_gradient_is_that_of_one_graph(place, monkeypatch):
     monkeypatch.setattr(fairmed, "debiasing", build)
     gradient_of = fairmed.batch_gradient
 
-    def both(parts, count, *, tokens, coupled, separate, parameters, correct):
+    def both(parts, count, *, tokens, coupled, separate, parameters, correct, **more):
         parameters = list(parameters)
         method = seen["method"]
         image_tokens = tokens(parts[0])
@@ -142,9 +142,8 @@ def test_the_adversarial_gradient_is_that_of_one_graph(place, monkeypatch):
         plain, against = (torch.autograd.grad(loss, parameters, **options) for loss in (task, adversary))
         seen["expected"] = project_gradients(plain, against, 1.0)
         seen["names"] = len(parameters)
-        return gradient_of(
-            parts, count, tokens=tokens, coupled=coupled, separate=separate, parameters=parameters, correct=correct
-        )
+        given = {"tokens": tokens, "coupled": coupled, "separate": separate}
+        return gradient_of(parts, count, **given, parameters=parameters, correct=correct, **more)
 
     monkeypatch.setattr(fairmed, "batch_gradient", both)
     epoch = Job.epoch
