@@ -43,7 +43,7 @@ class Packed:
     Attributes:
         ids: int64 [B, T], padded with 0.
         positions: int64 [B, T].
-        mask: float32 [B, 1, T, T], 0 where a token sees another, the lowest float elsewhere.
+        branch: int64 [B, T], 0 in the shared prefix, from 1 in the branches, -1 in padding.
         row, source, target: int64 [A]: the answer token `target` of batch row `row` is predicted at position `source`.
         sequence: int64 [A]: which sequence the answer token belongs to, counted over the whole batch.
         lengths: int64 [S]: answer tokens of each sequence.
@@ -51,7 +51,7 @@ class Packed:
 
     ids: Tensor
     positions: Tensor
-    mask: Tensor
+    branch: Tensor
     row: Tensor
     source: Tensor
     target: Tensor
@@ -61,15 +61,27 @@ class Packed:
     def to(self, device: torch.device) -> Packed:
         return Packed(**{name: value.to(device) for name, value in vars(self).items()})
 
+    def attention_mask(self, dtype: torch.dtype) -> Tensor:
+        """What is added to the attention's scores, [B, 1, T, T]: 0 where a token sees another, else the lowest number.
+
+        It is made where the branches are: of a batch of long rows it is a hundred megabytes, which need not travel.
+        """
+        length = self.branch.shape[1]
+        place = torch.arange(length, device=self.branch.device)
+        of, to = self.branch[:, :, None], self.branch[:, None, :]
+        visible = (place <= place[:, None]) & (to >= 0) & ((to == 0) | (to == of))
+        # A padding token sees itself, so that its softmax is defined; nothing reads it.
+        visible |= place == place[:, None]
+        mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+        return mask.masked_fill_(~visible, torch.finfo(dtype).min)[:, None]
+
 
 def shared_prefix(sequences: Sequence[Turn]) -> int:
     """Length of the longest beginning that all sequences share, leaving each at least its last token."""
     longest = min(len(s.ids) for s in sequences) - 1
-    first = sequences[0].ids
-    for place in range(longest):
-        if any(s.ids[place] != first[place] for s in sequences[1:]):
-            return place
-    return longest
+    # What the first and the last in lexicographic order share, all share.
+    least, most = min(s.ids for s in sequences), max(s.ids for s in sequences)
+    return next((place for place in range(longest) if least[place] != most[place]), longest)
 
 
 def packed_length(sequences: Sequence[Turn]) -> int:
@@ -133,17 +145,11 @@ def pack(images: Sequence[Sequence[Turn]]) -> Packed:
     def padded(which: int, fill: int) -> Tensor:
         return torch.tensor([row[which] + [fill] * (length - len(row[which])) for row in rows])
 
-    branch = padded(2, -1)
-    earlier = torch.ones(length, length, dtype=torch.bool).tril()
-    visible = earlier & ((branch[:, None, :] == 0) | (branch[:, None, :] == branch[:, :, None]))
-    # A padding token sees itself, so that its softmax is defined; nothing reads it.
-    visible = visible & (branch[:, None, :] >= 0) | torch.eye(length, dtype=torch.bool)
-    mask = torch.zeros(visible.shape).masked_fill(~visible, torch.finfo(torch.float32).min)
     columns = torch.tensor(answers).reshape(-1, 4).unbind(1)
     return Packed(
         ids=padded(0, 0),
         positions=padded(1, 0),
-        mask=mask[:, None],
+        branch=padded(2, -1),
         row=columns[0],
         source=columns[1],
         target=columns[2],

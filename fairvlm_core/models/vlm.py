@@ -153,8 +153,7 @@ class VLM:
         embedded = self.embedded(packed.ids, image_tokens)
         hidden = language(
             inputs_embeds=embedded,
-            # The lowest float32 would become infinite in bfloat16.
-            attention_mask=packed.mask.clamp_min(torch.finfo(embedded.dtype).min).to(embedded.dtype),
+            attention_mask=packed.attention_mask(embedded.dtype),
             position_ids=packed.positions,
             use_cache=False,
         ).last_hidden_state

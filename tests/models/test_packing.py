@@ -73,7 +73,7 @@ def test_options_that_share_their_first_words():
 
 def test_a_branch_sees_the_prefix_and_itself_only():
     packed = pack([[Turn((1, 2, 3), 2), Turn((1, 4, 5, 6), 2)], [Turn((1, 2), 1)]])
-    seen = packed.mask[:, 0] == 0
+    seen = packed.attention_mask(torch.float32)[:, 0] == 0
     # Row 0: prefix 1; branch a: 2 3; branch b: 4 5 6.
     expected = [
         [1, 0, 0, 0, 0, 0],
