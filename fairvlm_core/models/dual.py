@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,14 @@ from torch.nn import functional as F
 
 from fairvlm_core.cohort.prompts import zero_shot_prompts
 from fairvlm_core.cohort.table import Task
-from fairvlm_core.errors import CheckpointError
+from fairvlm_core.errors import CheckpointError, ConfigError
 from fairvlm_core.models import checkpoint_config, device, pixel_statistics, pixels, write_description
 from fairvlm_core.models.moe import EmbeddingMoE, FeatureMoE
 
 SCORE_BATCH = 128
 WEIGHTS_FILE = "trained.safetensors"
+PLACES = ("embedding_image", "embedding_text", "feature_image", "feature_text")
+POOLINGS = ("cls", "mean")
 
 
 @dataclass(frozen=True)
@@ -34,28 +37,42 @@ class Experts:
         top_k: experts per token.
         capacity: C of the embedding mixtures.
         gate: mlp or linear.
+        places: where there is a mixture, of `PLACES`: in a block of an encoder (embedding) and after it (feature).
+        layer: which block of each encoder has the embedding mixture in place of its MLP; -1 is the last.
+        pooling: what of an encoder's last hidden state is the feature: "cls", the token that the checkpoint reads, or
+            "mean", the mean of the patches or of the words. After the last attention only the former hears nothing of
+            the patches that lose their experts there.
+        residual: whether a feature mixture adds to the feature or replaces it (literal).
     """
 
     count: int = 4
     top_k: int = 2
     capacity: float = 1.0
     gate: str = "mlp"
+    places: tuple[str, ...] = PLACES
+    layer: int = -1
+    pooling: str = "cls"
+    residual: bool = True
 
 
 class MoESlot(nn.Module):
-    """An EmbeddingMoE where the last block expects its MLP: it is told beforehand what a block does not tell it, the
-    padding mask and the token that is pooled (by default the first), and remembers its gates."""
+    """An EmbeddingMoE where a block expects its MLP: it is told beforehand what a block does not tell it, the padding
+    mask and the token that is pooled (by default the first), and remembers its gates.
 
-    def __init__(self, moe: EmbeddingMoE) -> None:
+    Attributes:
+        alone: whether nothing but the pooled token is read of what this block gives.
+    """
+
+    def __init__(self, moe: EmbeddingMoE, *, alone: bool) -> None:
         super().__init__()
-        self.moe = moe
+        self.moe, self.alone = moe, alone
         self.mask: Tensor | None = None
         self.read: Tensor | None = None
         self.gates: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        read = torch.zeros(len(x), dtype=torch.long) if self.read is None else self.read
-        out, self.gates = self.moe(x, self.mask, read)
+        pooled = torch.zeros(len(x), dtype=torch.long) if self.read is None else self.read
+        out, self.gates = self.moe(x, self.mask, pooled if self.alone else None)
         return out
 
 
@@ -80,6 +97,7 @@ class DualEncoder:
         self.tokenizer = AutoTokenizer.from_pretrained(checkpoint)
         mean, std = pixel_statistics(checkpoint)
         self.mean, self.std = mean.to(device()), std.to(device())
+        self.shorten = lru_cache(maxsize=2**17)(self._shorten)
         self.slots: dict[str, MoESlot] = {}
         self.frozen: list[nn.Module] = []
         self.feature_moes = nn.ModuleDict()
@@ -92,19 +110,23 @@ class DualEncoder:
 
     def _add_experts(self, model: Any) -> None:
         shape: dict[str, Any] = {"num_experts": self.experts.count, "top_k": self.experts.top_k}
+        more: dict[str, Any] = {"capacity": self.experts.capacity, "gate": self.experts.gate}
         for side, tower in (("image", model.vision_model), ("text", model.text_model)):
-            block: Any = blocks(tower)[-1]
             width = tower.config.hidden_size
-            more: dict[str, Any] = {"capacity": self.experts.capacity, "gate": self.experts.gate}
-            if hasattr(block, "mlp"):
-                slot = MoESlot(EmbeddingMoE.from_mlp(block.mlp, width, **shape, **more))
-                block.mlp = slot
-            else:  # BERT splits its MLP over two modules; the second keeps dropout, residual and norm.
-                mlp = nn.Sequential(block.intermediate, block.output.dense)
-                slot = MoESlot(EmbeddingMoE.from_mlp(mlp, width, **shape, **more))
-                block.intermediate, block.output.dense = slot, nn.Identity()
-            self.slots[side] = slot
-            self.feature_moes[side] = FeatureMoE(width, **shape)
+            if f"embedding_{side}" in self.experts.places:
+                place = block_number(tower, self.experts.layer)
+                alone = self.experts.pooling == "cls" and place == len(blocks(tower)) - 1
+                block: Any = blocks(tower)[place]
+                if hasattr(block, "mlp"):
+                    slot = MoESlot(EmbeddingMoE.from_mlp(block.mlp, width, **shape, **more), alone=alone)
+                    block.mlp = slot
+                else:  # BERT splits its MLP over two modules; the second keeps dropout, residual and norm.
+                    mlp = nn.Sequential(block.intermediate, block.output.dense)
+                    slot = MoESlot(EmbeddingMoE.from_mlp(mlp, width, **shape, **more), alone=alone)
+                    block.intermediate, block.output.dense = slot, nn.Identity()
+                self.slots[side] = slot
+            if f"feature_{side}" in self.experts.places:
+                self.feature_moes[side] = FeatureMoE(width, **shape, residual=self.experts.residual)
 
     def train(self, mode: bool = True) -> None:
         """Training mode for what is trained; what is frozen has no dropout, or each step would see other features."""
@@ -120,11 +142,21 @@ class DualEncoder:
         }
 
     def freeze(self, train_blocks: int) -> None:
-        """Freeze what lies below the last `train_blocks` blocks of each encoder; 0 freezes nothing."""
+        """Freeze what lies below the last `train_blocks` blocks of each encoder; 0 freezes nothing.
+
+        Raises:
+            ConfigError: when the block with the experts would be frozen.
+        """
         if not train_blocks:
             return
-        for tower in (self.model.vision_model, self.model.text_model):
+        for side, tower in (("image", self.model.vision_model), ("text", self.model.text_model)):
             layers = blocks(tower)
+            if side in self.slots and block_number(tower, self.experts.layer) < len(layers) - train_blocks:
+                raise ConfigError(
+                    f"The experts of the {side} encoder are in a block that is not trained.",
+                    where="fair_moe.layer, fair_moe.train_blocks",
+                    mend="Raise train_blocks, or let a later block have the experts.",
+                )
             self.frozen += [tower.embeddings, *layers[:-train_blocks]]
             if hasattr(tower, "pre_layrnorm"):
                 self.frozen.append(tower.pre_layrnorm)
@@ -147,31 +179,54 @@ class DualEncoder:
         return tokens
 
     def head(self, tokens: Tensor, train_blocks: int) -> Encoded:
-        """The last blocks, the pooling of CLS, the feature mixture and the projection."""
+        """The last blocks, the pooling, the feature mixture and the projection."""
         tower = self.model.vision_model
         for layer in blocks(tower)[-train_blocks:]:
             tokens = layer(tokens, attention_mask=None)
-        pooled = (tower.post_layernorm if hasattr(tower, "post_layernorm") else tower.layernorm)(tokens[:, 0])
+        norm = tower.post_layernorm if hasattr(tower, "post_layernorm") else tower.layernorm
+        pooled = norm(tokens[:, 0]) if self.experts.pooling == "cls" else norm(tokens[:, 1:]).mean(1)
         return self._project("image", pooled, self.model.visual_projection)
+
+    @property
+    def longest(self) -> int:
+        """Tokens that the text encoder takes, the special ones included."""
+        return min(self.tokenizer.model_max_length, self.model.text_model.config.max_position_embeddings)
+
+    def _shorten(self, text: str) -> str:
+        """A text that the encoder can take whole: one that is too long is cut behind the last word that fits."""
+        told = self.tokenizer(text, return_offsets_mapping=True)
+        if len(told["input_ids"]) <= self.longest:
+            return text
+        last = self.longest - 1 - (len(told["input_ids"]) > 0 and told["offset_mapping"][-1] == (0, 0))
+        end = told["offset_mapping"][last][1]
+        kept = text[:end]
+        if text[end : end + 1].strip():  # within a word
+            kept = kept[: kept.rfind(" ") + 1] or kept
+        return kept.rstrip()
 
     def encode_text(self, texts: Sequence[str]) -> Encoded:
         """Features of texts; padding is masked out of the experts' capacity."""
         tokens = self.tokenizer(
-            list(texts), padding=True, truncation=True, return_tensors="pt", return_token_type_ids=False
+            [self.shorten(text) for text in texts], padding=True, return_tensors="pt", return_token_type_ids=False
         ).to(device())
         if "text" in self.slots:
             self.slots["text"].mask = tokens["attention_mask"].bool()
             self.slots["text"].read = _pooled_token(self.model.text_model.config, tokens["input_ids"])
-        pooled = self.model.text_model(**tokens).pooler_output
+        said = self.model.text_model(**tokens)
+        pooled = said.pooler_output
+        if self.experts.pooling == "mean":
+            counted = tokens["attention_mask"][..., None]
+            pooled = (said.last_hidden_state * counted).sum(1) / counted.sum(1)
         return self._project("text", pooled, self.model.text_projection)
 
     def _project(self, side: str, pooled: Tensor, projection: nn.Module) -> Encoded:
-        gates = {}
+        gates: dict[str, Tensor] = {}
         if side in self.slots:
             gathered = self.slots[side].gates
             assert gathered is not None  # the block has just run
-            pooled, feature_gates = self.feature_moes[side](pooled)
-            gates = {"embedding": gathered, "feature": feature_gates}
+            gates["embedding"] = gathered
+        if side in self.feature_moes:
+            pooled, gates["feature"] = self.feature_moes[side](pooled)
         return Encoded(F.normalize(projection(pooled).float(), dim=-1), gates)
 
     def embed(self, images: np.ndarray) -> Tensor:
@@ -209,6 +264,22 @@ class DualEncoder:
 def blocks(tower: Any) -> nn.ModuleList:
     """The transformer blocks of an encoder, whatever its family calls them."""
     return tower.encoder.layers if hasattr(tower.encoder, "layers") else tower.encoder.layer
+
+
+def block_number(tower: Any, layer: int) -> int:
+    """The place, from 0, of a block that may be counted from the end.
+
+    Raises:
+        ConfigError: when the encoder has no such block.
+    """
+    count = len(blocks(tower))
+    if not -count <= layer < count:
+        raise ConfigError(
+            f"The encoder has {count} blocks, and none is number {layer}.",
+            where="fair_moe.layer",
+            mend=f"Give a number from {-count} to {count - 1}; -1 is the last block.",
+        )
+    return layer % count
 
 
 def _pooled_token(config: Any, ids: Tensor) -> Tensor:

@@ -11,6 +11,8 @@ from fairvlm_core.config import option
 from fairvlm_core.errors import ConfigError
 from fairvlm_core.steps.shared import OUTPUTS, TRAINING_INPUTS, TrainingConfig, begin, finish
 
+PLACES = ("embedding_image", "embedding_text", "feature_image", "feature_text")
+POOLINGS = ("cls", "mean")
 INPUTS = TRAINING_INPUTS
 __all__ = ["INPUTS", "OUTPUTS", "Config", "run"]
 
@@ -22,10 +24,30 @@ class Config(TrainingConfig):
     experts: int = option(4, "M: experts per mixture; 0 leaves the encoders as they are.", low=0)
     top_k: int = option(2, "Experts per token.", low=1)
     capacity: float = option(1.0, "C: an expert keeps at most ceil(C T k / M) tokens of a sample.", low=1e-3)
+    places: tuple[str, ...] = option(
+        PLACES, "Where there are experts: in a block of an encoder (embedding) and after it (feature).", choices=PLACES
+    )
+    layer: int = option(-1, "Which block of each encoder has the experts; -1 is the last.")
+    pooling: str = option(
+        "cls",
+        "What is read of the last hidden state: the token that the checkpoint reads, or the mean.",
+        choices=POOLINGS,
+    )
+    residual: bool = option(True, "Experts after an encoder add to its feature; false (literal): they replace it.")
     gate: str = option("mlp", "Gate of the embedding mixtures.", choices=("mlp", "linear"))
     distance_weight: float = option(1.0, "Weight of L_distance, the optimal transport between groups and batch.", low=0)
-    dispersion_weight: float = option(1.0, "Weight of the four dispersion terms F.", low=0)
-    group_batch: int = option(32, "Pairs per group and step.", low=2)
+    embedding_image_weight: float = option(
+        1.0, "Weight of F_EI, the dispersion of the gates in the image encoder.", low=0
+    )
+    embedding_text_weight: float = option(1.0, "Weight of F_ET, the same in the text encoder.", low=0)
+    feature_image_weight: float = option(1.0, "Weight of F_FI, the same after the image encoder.", low=0)
+    feature_text_weight: float = option(1.0, "Weight of F_FT, the same after the text encoder.", low=0)
+    group_batches: str = option(
+        "drawn",
+        "The groups' pairs are drawn for them (as in the paper), or are those in the batch: nothing more is encoded.",
+        choices=("drawn", "shared"),
+    )
+    group_batch: int = option(32, "Pairs per group and step, where they are drawn.", low=2)
     prompt_share: float = option(
         0.5, "Share of the pairs captioned by their label instead of their note.", low=0, high=1
     )
@@ -53,11 +75,26 @@ def run(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path])
     from fairvlm_core.training.fairmoe import train_fair_moe
 
     job = begin(config, inputs, outputs, read=("cohort", "base"))
-    experts = Experts(config.experts, config.top_k, config.capacity, config.gate)
+    experts = Experts(
+        count=config.experts,
+        top_k=config.top_k,
+        capacity=config.capacity,
+        gate=config.gate,
+        places=config.places,
+        layer=config.layer,
+        pooling=config.pooling,
+        residual=config.residual,
+    )
     checkpoint = base_path(inputs["base"], "dual")
     dual = load_base(checkpoint, job.train.task, job.train.store.size, experts=experts, seed=config.seed)
     started = time.perf_counter()
     history = train_fair_moe(dual, job, config)
     seen = config.epochs * len(job.train)
+    rate = seen / (time.perf_counter() - started)
     save(dual, outputs["out"], name="fair_moe", seed=config.seed)
-    return finish(history, outputs["out"], seen / (time.perf_counter() - started))
+    cut = sum(dual.shorten(note) != note for note in job.train.notes if note)
+    if cut:
+        print(
+            f"{cut} notes are longer than the text encoder's {dual.longest} tokens and were cut at a word.", flush=True
+        )
+    return {**finish(history, outputs["out"], rate), "notes_cut": cut}

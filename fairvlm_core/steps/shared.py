@@ -123,9 +123,9 @@ def _check_groups(samples: Samples) -> None:
     """A model cannot be made fair to a group that it never sees."""
     for k, attribute in enumerate(samples.attributes):
         for code, group in enumerate(samples.group_names[attribute]):
-            if not (samples.groups[:, k] == code).any():
+            if (samples.groups[:, k] == code).sum() < 2:
                 raise CohortError(
-                    f'No training image is of the group "{group}".',
+                    f'Fewer than two training images are of the group "{group}", so it has no distribution.',
                     where=f"attribute {attribute}",
                     mend=f"Leave {attribute} out of the step's attributes, or add patients of the group to the cohort.",
                 )

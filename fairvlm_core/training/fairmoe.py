@@ -20,6 +20,7 @@ from fairvlm_core.training.objectives import (
     fairness_oriented_loss,
     image_text_loss,
     same_text,
+    shared_groups,
     texts_for,
 )
 
@@ -35,8 +36,16 @@ def train_fair_moe(dual: DualEncoder, job: Job, config: Any) -> dict[str, list]:
     validation = Tower(job.validation, compute, cache=frozen, label="validation")
     dual.train()
 
+    weights = {
+        "distance": config.distance_weight,
+        "dispersion_embedding_image": config.embedding_image_weight,
+        "dispersion_embedding_text": config.embedding_text_weight,
+        "dispersion_feature_image": config.feature_image_weight,
+        "dispersion_feature_text": config.feature_text_weight,
+    }
+
     def losses(batch: Batch, generator: torch.Generator) -> dict[str, Tensor | float]:
-        drawn = draw_groups(job.train, config.group_batch, generator)
+        drawn = [] if config.group_batches == "shared" else draw_groups(job.train, config.group_batch, generator)
         indices = np.concatenate([batch.indices, *drawn])
         repeated = np.concatenate([batch.repeated, np.zeros(len(indices) - len(batch.indices), dtype=bool)])
         texts = texts_for(job.train, indices, config.prompt_share, generator)
@@ -44,7 +53,10 @@ def train_fair_moe(dual: DualEncoder, job: Job, config: Any) -> dict[str, list]:
         said = np.array([text is not None for text in texts])
         sizes = [int(part.sum()) for part in np.split(said, np.cumsum([len(batch.indices), *map(len, drawn)])[:-1])]
         ends = np.cumsum(sizes)
-        layout = GroupBatches(sizes[0], tuple(zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True)))
+        groups: tuple[slice | Tensor, ...] = tuple(map(slice, ends[:-1].tolist(), ends[1:].tolist()))
+        if config.group_batches == "shared":
+            groups = shared_groups(job.train.groups[indices[said]])
+        layout = GroupBatches(sizes[0], groups)
         tokens = train(Batch(indices[said], repeated[said]), generator if job.augment else None)
         image = dual.head(tokens, depth)
         spoken = [text for text in texts if text is not None]
@@ -54,8 +66,7 @@ def train_fair_moe(dual: DualEncoder, job: Job, config: Any) -> dict[str, list]:
         scale = dual.model.logit_scale.exp().clamp(max=100)
         contrast = image_text_loss(image.features[first], text.features[first], same, scale)
         fol = fairness_oriented_loss(image, text, layout, (None, mask))
-        dispersion = sum((value for name, value in fol.items() if name.startswith("dispersion")), contrast * 0)
-        loss = contrast + config.distance_weight * fol["distance"] + config.dispersion_weight * dispersion
+        loss = contrast + sum(weights[name] * value for name, value in fol.items())
         return {"loss": loss, "contrast": contrast.detach(), **_detached(fol), **_routing(image)}
 
     def score() -> np.ndarray:

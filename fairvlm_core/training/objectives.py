@@ -216,15 +216,15 @@ def same_text(texts: Sequence[str]) -> Tensor:
 
 @dataclass(frozen=True)
 class GroupBatches:
-    """Where the pairs of one step lie in the single forward pass: the batch first, then a batch per group.
+    """Where the pairs of one step lie in the single forward pass: the batch first, then what is drawn for the groups.
 
     Attributes:
         batch: number of pairs of the batch.
-        groups: per attribute and group, (start, end) of its pairs.
+        groups: per attribute and group, its pairs: a slice behind the batch, or places in the batch.
     """
 
     batch: int
-    groups: tuple[tuple[int, int], ...]
+    groups: tuple[slice | Tensor, ...]
 
 
 def fairness_oriented_loss(
@@ -237,13 +237,13 @@ def fairness_oriented_loss(
     """
     cosines = (image.features * text.features).sum(1)
     batch = slice(0, layout.batch)
-    parts = [slice(*bounds) for bounds in layout.groups]
+    parts = layout.groups
     zero = cosines.sum() * 0
     terms: Terms = {"distance": sum((transport_distance(cosines[batch], cosines[part]) for part in parts), zero)}
     for side, encoded, mask in (("image", image, masks[0]), ("text", text, masks[1])):
         for kind, gates in encoded.gates.items():
 
-            def chosen(part: slice, gates: Tensor = gates, mask: Tensor | None = mask) -> Tensor:
+            def chosen(part: slice | Tensor, gates: Tensor = gates, mask: Tensor | None = mask) -> Tensor:
                 return gates[part][mask[part]] if mask is not None and gates.ndim == 3 else gates[part]
 
             terms[f"dispersion_{kind}_{side}"] = gate_dispersion(chosen(batch), [chosen(part) for part in parts])
@@ -262,6 +262,18 @@ def draw_groups(samples: Samples, size: int, generator: torch.Generator) -> list
             if len(members):
                 drawn.append(members[torch.randint(len(members), (size,), generator=generator).numpy()])
     return drawn
+
+
+def shared_groups(groups: np.ndarray) -> tuple[Tensor, ...]:
+    """For each attribute and group, its places in the batch, from two on: one pair has no spread.
+
+    A batch that is stratified by group holds the groups' distributions already, so nothing has to be drawn for them.
+
+    Args:
+        groups: int [n, K] of the batch, -1 unknown.
+    """
+    found = [np.flatnonzero(column == group) for column in groups.T for group in range(column.max(initial=-1) + 1)]
+    return tuple(torch.from_numpy(places) for places in found if len(places) > 1)
 
 
 def encode_unique(dual: DualEncoder, texts: Sequence[str]) -> tuple[Encoded, Tensor | None]:

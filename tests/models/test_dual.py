@@ -9,7 +9,7 @@ from bases import SIZE, TASKS, write_bases
 from torch.nn import functional as F
 
 from fairvlm_core.cohort.prompts import zero_shot_prompts
-from fairvlm_core.errors import CheckpointError
+from fairvlm_core.errors import CheckpointError, ConfigError
 from fairvlm_core.models import load, pixels, tiny
 from fairvlm_core.models.dual import Experts, blocks, load_base, save
 from fairvlm_core.models.moe import EmbeddingMoE
@@ -122,6 +122,74 @@ def test_gates_of_padding_are_zero_and_padding_changes_nothing(checkpoint):
         for row, text in enumerate(TEXTS):
             alone = dual.encode_text([text]).features[0]
             torch.testing.assert_close(together.features[row], alone, atol=1e-5, rtol=1e-4)
+
+
+def test_a_text_that_is_too_long_is_cut_behind_a_word(checkpoint):
+    dual = fresh(checkpoint)
+    text = "the optic disc is pale and the cup is large " * 60
+    short = dual.shorten(text)
+    assert text.startswith(short + " ")
+    length = len(dual.tokenizer(short)["input_ids"])
+    following = text[len(short) :].split()[0]
+    assert length <= dual.longest < len(dual.tokenizer(f"{short} {following}")["input_ids"])
+    assert dual.shorten("a pale disc") == "a pale disc"
+    with torch.no_grad():
+        torch.testing.assert_close(dual.encode_text([text]).features, dual.encode_text([short]).features)
+
+
+@pytest.mark.parametrize("side", ["image", "text"])
+@pytest.mark.parametrize("kind", ["embedding", "feature"])
+def test_experts_are_where_they_are_asked_for(checkpoint, kind, side):
+    dual = fresh(checkpoint, Experts(places=(f"{kind}_{side}",)))
+    with torch.no_grad():
+        found = {"image": dual.head(dual.trunk(IMAGES, 1), 1), "text": dual.encode_text(TEXTS)}
+    assert {name: list(encoded.gates) for name, encoded in found.items()} == {
+        "image": [kind] if side == "image" else [],
+        "text": [kind] if side == "text" else [],
+    }
+
+
+@pytest.mark.parametrize(("layer", "reaches"), [(-2, True), (-1, False)])
+def test_what_a_dropped_patch_is_given_reaches_the_feature_from_an_earlier_block_only(
+    checkpoint, layer, reaches, monkeypatch
+):
+    dual = fresh(checkpoint, Experts(count=3, top_k=1, capacity=0.3, layer=layer, places=("embedding_image",)))
+    forward = EmbeddingMoE.forward
+
+    def disturbed(self, x, mask=None, read=None):
+        out, gates = forward(self, x, mask)
+        dropped = (gates == 0).all(-1, keepdim=True)
+        dropped[:, 0] = False
+        assert dropped.any()
+        return out + dropped * torch.linspace(-1, 1, x.shape[-1]), gates
+
+    before = dual.embed(IMAGES)
+    monkeypatch.setattr(EmbeddingMoE, "forward", disturbed)
+    assert bool((dual.embed(IMAGES) - before).abs().max() > 1e-4) == reaches
+
+
+def test_the_mean_is_read_where_it_is_asked_for(checkpoint):
+    plain, dual = fresh(checkpoint), fresh(checkpoint, Experts(count=0, pooling="mean"))
+    tower = plain.model.vision_model
+    with torch.no_grad():
+        state = tower(pixel_values=pixels(IMAGES, plain.mean, plain.std), output_hidden_states=True).hidden_states[-1]
+        norm = tower.post_layernorm if hasattr(tower, "post_layernorm") else tower.layernorm
+        patches = torch.stack([norm(row)[1:].mean(0) for row in state])
+        expected = F.normalize(plain.model.visual_projection(patches), dim=-1)
+        torch.testing.assert_close(dual.embed(IMAGES), expected, atol=1e-5, rtol=1e-4)
+        words = []
+        for text in TEXTS:
+            ids = plain.tokenizer(text, return_tensors="pt")["input_ids"]
+            words.append(plain.model.text_model(input_ids=ids).last_hidden_state[0].mean(0))
+        expected = F.normalize(plain.model.text_projection(torch.stack(words)), dim=-1)
+        torch.testing.assert_close(dual.encode_text(TEXTS).features, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_a_block_that_is_not_there_or_not_trained_is_told(checkpoint):
+    with pytest.raises(ConfigError, match="none is number 9"):
+        fresh(checkpoint, Experts(layer=9))
+    with pytest.raises(ConfigError, match="a block that is not trained"):
+        fresh(checkpoint, Experts(layer=0)).freeze(1)
 
 
 def test_only_the_last_blocks_train(checkpoint):

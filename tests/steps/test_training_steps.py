@@ -177,7 +177,7 @@ def test_a_group_without_training_images_is_named(place, tmp_path):
     ]
     write_cohort(table.filter(keep), tmp_path / "cohort")
     inputs = {"cohort": tmp_path / "cohort", "images": place / "cohort", "base": place / "base"}
-    with pytest.raises(CohortError, match='No training image is of the group "60\\+"'):
+    with pytest.raises(CohortError, match='Fewer than two training images are of the group "60\\+"'):
         execute("fair_moe", CONFIGS["fair_moe"], inputs, {"out": tmp_path / "out"})
 
 

@@ -27,6 +27,7 @@ from fairvlm_core.training.objectives import (
     fairness_oriented_loss,
     image_text_loss,
     same_text,
+    shared_groups,
     texts_for,
 )
 
@@ -191,14 +192,13 @@ def test_fol_equals_loops():
     text = Encoded(unit(12), {"embedding": gates[0] * 2, "feature": gates[1] + 1})
     mask = torch.rand(12, 3, generator=generator) < 0.7
     mask[:, 0] = True
-    layout = GroupBatches(6, ((6, 9), (9, 12)))
+    layout = GroupBatches(6, (slice(6, 9), slice(9, 12)))
     found = fairness_oriented_loss(image, text, layout, (None, mask))
 
     cosines = (image.features * text.features).sum(1).double().numpy()
     # n = 6 against m = 3: each value of the smaller sample has the mass of two of the larger.
-    expected = sum(
-        0.5 * np.mean((np.sort(cosines[:6]) - np.repeat(np.sort(cosines[a:b]), 2)) ** 2) for a, b in layout.groups
-    )
+    bounds = [(6, 9), (9, 12)]
+    expected = sum(0.5 * np.mean((np.sort(cosines[:6]) - np.repeat(np.sort(cosines[a:b]), 2)) ** 2) for a, b in bounds)
     assert float(found["distance"]) == pytest.approx(expected, rel=1e-4)
 
     def dispersion(values, keep=None):
@@ -209,12 +209,35 @@ def test_fol_equals_loops():
         if values.ndim == 2:
             variance = lambda rows: np.var(values[list(rows)].double().numpy(), axis=0)  # noqa: E731
         batch = variance(range(6))
-        return sum(((batch - variance(range(a, b))) ** 2).sum() for a, b in layout.groups)
+        return sum(((batch - variance(range(a, b))) ** 2).sum() for a, b in bounds)
 
     assert float(found["dispersion_embedding_image"]) == pytest.approx(dispersion(gates[0]), rel=1e-4)
     assert float(found["dispersion_embedding_text"]) == pytest.approx(dispersion(gates[0] * 2, mask), rel=1e-4)
     assert float(found["dispersion_feature_image"]) == pytest.approx(dispersion(gates[1]), rel=1e-4)
     assert float(found["dispersion_feature_text"]) == pytest.approx(dispersion(gates[1] + 1), rel=1e-4)
+
+
+def test_groups_in_the_batch_are_judged_as_if_they_had_been_drawn():
+    """Pairs that stand in the batch give what copies of them behind the batch give."""
+    groups = np.array([[0, 1], [1, -1], [0, 0], [1, 0], [2, 1], [0, 1]])
+    places = shared_groups(groups)
+    assert [place.tolist() for place in places] == [[0, 2, 5], [1, 3], [2, 3], [0, 4, 5]]  # one pair of group 2
+    assert shared_groups(np.full((3, 2), -1)) == ()
+    generator = torch.Generator().manual_seed(1)
+    features = [torch.nn.functional.normalize(torch.randn(6, 4, generator=generator), dim=1) for _ in range(2)]
+    gates = torch.rand(6, 3, 2, generator=generator)
+    mask = torch.tensor([[1, 1, 0], [1, 1, 1]] * 3).bool()
+    shared = [Encoded(side, {"embedding": gates}) for side in features]
+    rows = torch.cat([torch.arange(6), *places])
+    drawn = [Encoded(side[rows], {"embedding": gates[rows]}) for side in features]
+    ends = np.cumsum([6, *map(len, places)]).tolist()
+    slices = tuple(map(slice, ends[:-1], ends[1:]))
+    found = fairness_oriented_loss(*shared, GroupBatches(6, places), (None, mask))
+    wanted = fairness_oriented_loss(*drawn, GroupBatches(6, slices), (None, mask[rows]))
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        assert float(value) > 0
+        assert float(found[name]) == pytest.approx(float(value), rel=1e-5), name
 
 
 def test_texts_are_encoded_once_and_spread(tmp_path):
