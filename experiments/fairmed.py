@@ -14,7 +14,7 @@ UNBALANCED = {
 }
 UNPROMPTED = both("stage1", "stage2", demographic_prompts=False)
 
-TOY = {
+TOY_COHORT = {
     "ingest.dataset": "generated",
     "ingest.image_size": 32,
     "ingest.options": {"patients": 240, "pixels": 32},
@@ -24,5 +24,8 @@ TOY = {
     "base_models.clip_steps": 8,
     "base_models.llava_steps": 8,
     "base_models.pictures": 64,
+}
+TOY = {
+    **TOY_COHORT,
     **both("stage1", "stage2", epochs=1, batch_size=32, learning_rate=0.002, lora_rank=4, lora_alpha=8, describe=False),
 }

@@ -11,6 +11,7 @@ from fairvlm_core.experiments.grid import Experiment
 EXPERIMENTS = {
     "fairmed_table2": "experiments.fairmed_table2",
     "fairmed_table4": "experiments.fairmed_table4",
+    "fairmoe_table1": "experiments.fairmoe_table1",
 }
 
 

@@ -12,7 +12,7 @@ from fairvlm_core.errors import ConfigError, nearest
 from fairvlm_core.experiments.heads import HEADS
 from fairvlm_core.steps import step_module
 
-# The steps of one run, in order; the last five are those that a recipe's training and judgement need.
+# The steps that an experiment runs, in order; of the trainings, those that lead to the one that is judged.
 CHAIN = (
     "ingest",
     "validate",
@@ -20,11 +20,13 @@ CHAIN = (
     "base_models",
     "stage1",
     "stage2",
+    "fair_moe",
     "predict",
     "tune_thresholds",
     "evaluate",
 )
-SEEDED = ("stage1", "stage2")
+SEEDED = ("stage1", "stage2", "fair_moe")
+JUDGED = ("stage2", "fair_moe")
 MODEL = "model"
 
 Params = Mapping[str, Mapping[str, Any]]
@@ -65,6 +67,7 @@ class Experiment:
     """A table: its recipes, and the one that the others are tested against.
 
     Attributes:
+        trained: the step whose model is judged, of `JUDGED`.
         toy: "step.field" -> value, the size at which the whole experiment takes a minute.
     """
 
@@ -72,6 +75,7 @@ class Experiment:
     title: str
     recipes: tuple[Recipe, ...]
     reference: str
+    trained: str = "stage2"
     toy: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -81,6 +85,10 @@ class Experiment:
                 "The recipes of an experiment need different names, and the reference is one of them.",
                 where=self.name,
                 mend=f"Its recipes are {', '.join(names)}; the reference is {self.reference}.",
+            )
+        if self.trained not in JUDGED:
+            raise ConfigError(
+                f"An experiment cannot judge {self.trained}.", where=self.name, mend=nearest(self.trained, JUDGED)
             )
 
 

@@ -69,7 +69,7 @@ def plan(experiment: Experiment, params: Params, *, seeds: int, root: Path | Non
         for recipe in experiment.recipes:
             overrides = {**recipe.overrides, **both(*SEEDED, seed=seed)}
             found = configs(params, overrides, where=f"{experiment.name}, recipe {recipe.name}")
-            runs.append(Run(recipe, seed, _chain(found, recipe, common)))
+            runs.append(Run(recipe, seed, _chain(found, recipe, common, experiment.trained)))
     return runs
 
 
@@ -169,7 +169,7 @@ def _shared(found: Mapping[str, Any], root: Path | None) -> dict[str, Work]:
     return {"ingest": ingest, "validate": validate, "stratify": stratify, "base_models": base}
 
 
-def _chain(found: Mapping[str, Any], recipe: Recipe, common: Mapping[str, Work]) -> dict[str, Work]:
+def _chain(found: Mapping[str, Any], recipe: Recipe, common: Mapping[str, Work], trained: str) -> dict[str, Work]:
     """The steps of one run, by name."""
     for step in ("ingest", "validate", "base_models"):
         if found[step] != common[step].config:
@@ -184,10 +184,13 @@ def _chain(found: Mapping[str, Any], recipe: Recipe, common: Mapping[str, Work])
     images = work["ingest"]
     work["stratify"] = _work("stratify", found["stratify"], {"cohort": images, "validation": work["validate"]})
     seen = {"cohort": work["stratify"], "images": images, "base": work["base_models"]}
-    work["stage1"] = _work("stage1", found["stage1"], seen)
-    work["stage2"] = _work("stage2", found["stage2"], {**seen, "stage1": work["stage1"]})
-    model = {**seen, "model": work["stage2"]}
-    config = {"attributes": list(found["stage2"].attributes), "seed": found["stage2"].seed}
+    if trained == "stage2":
+        work["stage1"] = _work("stage1", found["stage1"], seen)
+        work["stage2"] = _work("stage2", found["stage2"], {**seen, "stage1": work["stage1"]})
+    else:
+        work[trained] = _work(trained, found[trained], seen)
+    model = {**seen, "model": work[trained]}
+    config = {"attributes": list(found[trained].attributes), "seed": found[trained].seed}
     if recipe.head == ADVERSARIAL_HEAD:
         work["predict"] = _work(ADVERSARIAL_HEAD, {**config, "alpha": found["stage2"].adversary_weight}, model)
     else:

@@ -28,7 +28,8 @@ def test_every_recipe_is_valid_at_both_sizes(name):
         assert len(runs) == 5 * len(grid.recipes)
         assert [run.seed for run in runs[:: len(grid.recipes)]] == [0, 1, 2, 3, 4]
         for run in runs:
-            for step in ("stage1", "stage2"):
+            assert grid.trained in run.work
+            for step in {"stage1", "stage2", "fair_moe"} & set(run.work):
                 config = run.work[step].config
                 assert config.seed == run.seed
                 for key, value in run.recipe.overrides.items():
@@ -64,6 +65,34 @@ def test_a_head_reads_the_standard_model_and_not_its_predictions():
     assert head["predict"].step == "adversarial_head"
     assert head["predict"].inputs["model"].key == standard["stage2"].key
     assert head["evaluate"].inputs["thresholds"].inputs["predictions"].key == head["predict"].key
+
+
+def test_fair_moe_is_compared_with_clip_and_fairclip_on_the_same_images():
+    runs = {run.recipe.name: run for run in plan(load_experiment("fairmoe_table1"), {}, seeds=1)}
+    configs = {name: run.work["fair_moe"].config for name, run in runs.items()}
+    assert {name: config.experts for name, config in configs.items()} == {
+        "clip": 0,
+        "fairclip": 0,
+        "fairclip_experts": 4,
+        "fair_moe": 4,
+    }
+    terms = [
+        "distance_weight",
+        *(f"{kind}_{side}_weight" for kind in ("embedding", "feature") for side in ("image", "text")),
+    ]
+    weights = {name: [getattr(config, term) for term in terms] for name, config in configs.items()}
+    assert weights == {
+        "clip": [0] * 5,
+        "fairclip": [1, 0, 0, 0, 0],
+        "fairclip_experts": [1, 0, 0, 0, 0],
+        "fair_moe": [1] * 5,
+    }
+    for run in runs.values():
+        assert not {"stage1", "stage2"} & set(run.work)
+        assert run.work["predict"].inputs["model"].key == run.work["fair_moe"].key
+        assert run.work["stratify"].key == runs["clip"].work["stratify"].key
+    with pytest.raises(ConfigError, match="cannot judge stage1"):
+        dataclasses.replace(load_experiment("fairmoe_table1"), trained="stage1")
 
 
 def test_two_tables_in_one_folder_share_the_full_method():
