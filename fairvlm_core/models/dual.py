@@ -104,29 +104,9 @@ class DualEncoder:
         if experts.count:
             with torch.random.fork_rng():
                 torch.manual_seed(seed)
-                self._add_experts(model)
+                self.slots, self.feature_moes = add_experts(model, experts)
         self.model = model.to(device())
         self.feature_moes.to(device())
-
-    def _add_experts(self, model: Any) -> None:
-        shape: dict[str, Any] = {"num_experts": self.experts.count, "top_k": self.experts.top_k}
-        more: dict[str, Any] = {"capacity": self.experts.capacity, "gate": self.experts.gate}
-        for side, tower in (("image", model.vision_model), ("text", model.text_model)):
-            width = tower.config.hidden_size
-            if f"embedding_{side}" in self.experts.places:
-                place = block_number(tower, self.experts.layer)
-                alone = self.experts.pooling == "cls" and place == len(blocks(tower)) - 1
-                block: Any = blocks(tower)[place]
-                if hasattr(block, "mlp"):
-                    slot = MoESlot(EmbeddingMoE.from_mlp(block.mlp, width, **shape, **more), alone=alone)
-                    block.mlp = slot
-                else:  # BERT splits its MLP over two modules; the second keeps dropout, residual and norm.
-                    mlp = nn.Sequential(block.intermediate, block.output.dense)
-                    slot = MoESlot(EmbeddingMoE.from_mlp(mlp, width, **shape, **more), alone=alone)
-                    block.intermediate, block.output.dense = slot, nn.Identity()
-                self.slots[side] = slot
-            if f"feature_{side}" in self.experts.places:
-                self.feature_moes[side] = FeatureMoE(width, **shape, residual=self.experts.residual)
 
     def train(self, mode: bool = True) -> None:
         """Training mode for what is trained; what is frozen has no dropout, or each step would see other features."""
@@ -259,6 +239,35 @@ class DualEncoder:
             if parameter.requires_grad
         }
         save_file(trained, folder / WEIGHTS_FILE)
+
+
+def add_experts(model: Any, experts: Experts) -> tuple[dict[str, MoESlot], nn.ModuleDict]:
+    """Put fresh mixtures of experts into both encoders of a CLIPModel or VisionTextDualEncoderModel.
+
+    Returns:
+        By side: the embedding mixtures, which now stand in the blocks, and the feature mixtures, for the caller to run.
+    """
+    slots: dict[str, MoESlot] = {}
+    behind = nn.ModuleDict()
+    shape: dict[str, Any] = {"num_experts": experts.count, "top_k": experts.top_k}
+    for side, tower in (("image", model.vision_model), ("text", model.text_model)):
+        width = tower.config.hidden_size
+        if f"embedding_{side}" in experts.places:
+            place = block_number(tower, experts.layer)
+            alone = experts.pooling == "cls" and place == len(blocks(tower)) - 1
+            block: Any = blocks(tower)[place]
+            # BERT splits its MLP over two modules; the second keeps dropout, residual and norm.
+            whole = hasattr(block, "mlp")
+            mlp = block.mlp if whole else nn.Sequential(block.intermediate, block.output.dense)
+            moe = EmbeddingMoE.from_mlp(mlp, width, **shape, capacity=experts.capacity, gate=experts.gate)
+            slots[side] = MoESlot(moe, alone=alone)
+            if whole:
+                block.mlp = slots[side]
+            else:
+                block.intermediate, block.output.dense = slots[side], nn.Identity()
+        if f"feature_{side}" in experts.places:
+            behind[side] = FeatureMoE(width, **shape, residual=experts.residual)
+    return slots, behind
 
 
 def blocks(tower: Any) -> nn.ModuleList:

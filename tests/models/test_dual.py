@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from fairvlm_core.cohort.prompts import zero_shot_prompts
 from fairvlm_core.errors import CheckpointError, ConfigError
 from fairvlm_core.models import load, pixels, tiny
-from fairvlm_core.models.dual import Experts, blocks, load_base, save
+from fairvlm_core.models.dual import Experts, add_experts, blocks, load_base, save
 from fairvlm_core.models.moe import EmbeddingMoE
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, SIZE, SIZE, 3)).astype(np.uint8)
@@ -183,6 +183,29 @@ def test_the_mean_is_read_where_it_is_asked_for(checkpoint):
             words.append(plain.model.text_model(input_ids=ids).last_hidden_state[0].mean(0))
         expected = F.normalize(plain.model.text_projection(torch.stack(words)), dim=-1)
         torch.testing.assert_close(dual.encode_text(TEXTS).features, expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("size", "vision", "text", "projection", "millions"),
+    [
+        ("B/16", (768, 12, 12, 16, 224), (512, 12, 8), 512, 197),
+        ("L/14", (1024, 24, 16, 14, 224), (768, 12, 12), 768, 519),
+    ],
+)
+def test_four_experts_make_the_papers_number_of_parameters(size, vision, text, projection, millions):
+    """Fair-MoE: about 200 M and 500 M. From the published configurations, without any weights."""
+    from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
+
+    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "patch_size", "image_size")
+    sides = [
+        kind(**dict(zip(names, values, strict=False)), intermediate_size=4 * values[0], projection_dim=projection)
+        for kind, values in ((CLIPTextConfig, text), (CLIPVisionConfig, vision))
+    ]
+    with torch.device("meta"):
+        model = CLIPModel(CLIPConfig(text_config=sides[0], vision_config=sides[1], projection_dim=projection))
+        _, behind = add_experts(model, Experts(count=4))
+    count = sum(parameter.numel() for module in (model, behind) for parameter in module.parameters())
+    assert count / 1e6 == pytest.approx(millions, rel=0.005)
 
 
 def test_a_block_that_is_not_there_or_not_trained_is_told(checkpoint):
