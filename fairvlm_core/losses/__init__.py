@@ -18,7 +18,7 @@ from fairvlm_core.losses.contrast import contrast_statistics, cross_group_contra
 from fairvlm_core.losses.dispersion import gate_dispersion
 from fairvlm_core.losses.fairness import fairness_terms
 from fairvlm_core.losses.moments import moment_alignment
-from fairvlm_core.losses.transport import transport_distance
+from fairvlm_core.losses.transport import sinkhorn_distance, transport_distance, transport_distances
 
 __all__ = [
     "MemoryBank",
@@ -36,7 +36,9 @@ __all__ = [
     "option_cross_entropy",
     "option_scores",
     "remember",
+    "sinkhorn_distance",
     "transport_distance",
+    "transport_distances",
     "yes_no_log_odds",
     "yes_no_scores",
 ]

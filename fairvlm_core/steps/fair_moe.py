@@ -36,6 +36,10 @@ class Config(TrainingConfig):
     residual: bool = option(True, "Experts after an encoder add to its feature; false (literal): they replace it.")
     gate: str = option("mlp", "Gate of the embedding mixtures.", choices=("mlp", "linear"))
     distance_weight: float = option(1.0, "Weight of L_distance, the optimal transport between groups and batch.", low=0)
+    distance: str = option(
+        "exact", "Optimal transport by sorting, or (as in the paper) by Sinkhorn.", choices=("exact", "sinkhorn")
+    )
+    blur: float = option(1e-4, "Smoothing of Sinkhorn's transport, in units of a cosine.", low=1e-6)
     embedding_image_weight: float = option(
         1.0, "Weight of F_EI, the dispersion of the gates in the image encoder.", low=0
     )

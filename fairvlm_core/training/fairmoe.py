@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fairvlm_core.losses import transport_distances
 from fairvlm_core.models.dual import DualEncoder
 from fairvlm_core.models.moe import routing_statistics
 from fairvlm_core.training.engine import Schedule, one_pass
@@ -21,6 +22,7 @@ from fairvlm_core.training.objectives import (
     image_text_loss,
     same_text,
     shared_groups,
+    sinkhorn_distances,
     texts_for,
 )
 
@@ -36,6 +38,7 @@ def train_fair_moe(dual: DualEncoder, job: Job, config: Any) -> dict[str, list]:
     validation = Tower(job.validation, compute, cache=frozen, label="validation")
     dual.train()
 
+    distances = transport_distances if config.distance == "exact" else sinkhorn_distances(config.blur)
     weights = {
         "distance": config.distance_weight,
         "dispersion_embedding_image": config.embedding_image_weight,
@@ -65,7 +68,7 @@ def train_fair_moe(dual: DualEncoder, job: Job, config: Any) -> dict[str, list]:
         same = same_text(spoken[: layout.batch]).to(tokens.device)
         scale = dual.model.logit_scale.exp().clamp(max=100)
         contrast = image_text_loss(image.features[first], text.features[first], same, scale)
-        fol = fairness_oriented_loss(image, text, layout, (None, mask))
+        fol = fairness_oriented_loss(image, text, layout, (None, mask), distances=distances)
         loss = contrast + sum(weights[name] * value for name, value in fol.items())
         return {"loss": loss, "contrast": contrast.detach(), **_detached(fol), **_routing(image)}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,8 @@ from fairvlm_core.cohort.prompts import DESCRIBE, NO, YES, caption, chat, demogr
 from fairvlm_core.losses import (
     concept_alignment,
     gate_dispersion,
-    transport_distance,
+    sinkhorn_distance,
+    transport_distances,
 )
 from fairvlm_core.losses.answers import answer_bce, instruction_loss, option_cross_entropy
 from fairvlm_core.models.dual import DualEncoder, Encoded
@@ -26,6 +27,7 @@ from fairvlm_core.training.batches import Samples
 NOTE_TOKENS = 48  # a longer note is cut: the answers, not the notes, are what is scored
 
 Terms = dict[str, "Tensor | float"]
+Distances = Callable[[Tensor, Sequence[Tensor]], Tensor]
 
 
 @dataclass(frozen=True)
@@ -227,19 +229,33 @@ class GroupBatches:
     groups: tuple[slice | Tensor, ...]
 
 
+def sinkhorn_distances(blur: float) -> Distances:
+    """The distances that FairCLIP and the paper of Fair-MoE take, with the smoothing `blur` in units of a cosine."""
+
+    def distances(x: Tensor, ys: Sequence[Tensor]) -> Tensor:
+        return torch.stack([sinkhorn_distance(x, y, blur=blur) for y in ys]) if ys else x[:0]
+
+    return distances
+
+
 def fairness_oriented_loss(
-    image: Encoded, text: Encoded, layout: GroupBatches, masks: tuple[Tensor | None, Tensor | None]
+    image: Encoded,
+    text: Encoded,
+    layout: GroupBatches,
+    masks: tuple[Tensor | None, Tensor | None],
+    *,
+    distances: Distances = transport_distances,
 ) -> Terms:
     """FOL: L_distance and the four dispersion terms F_EI, F_ET, F_FI, F_FT (Fair-MoE).
 
     Args:
+        distances: from the batch's cosines to those of each group; see `sinkhorn_distances` for the paper's.
         masks: which tokens count in the embedding mixtures of image and text; padding must not enter a variance.
     """
     cosines = (image.features * text.features).sum(1)
     batch = slice(0, layout.batch)
     parts = layout.groups
-    zero = cosines.sum() * 0
-    terms: Terms = {"distance": sum((transport_distance(cosines[batch], cosines[part]) for part in parts), zero)}
+    terms: Terms = {"distance": distances(cosines[batch], [cosines[part] for part in parts]).sum()}
     for side, encoded, mask in (("image", image, masks[0]), ("text", text, masks[1])):
         for kind, gates in encoded.gates.items():
 

@@ -28,6 +28,7 @@ from fairvlm_core.training.objectives import (
     image_text_loss,
     same_text,
     shared_groups,
+    sinkhorn_distances,
     texts_for,
 )
 
@@ -238,6 +239,16 @@ def test_groups_in_the_batch_are_judged_as_if_they_had_been_drawn():
     for name, value in wanted.items():
         assert float(value) > 0
         assert float(found[name]) == pytest.approx(float(value), rel=1e-5), name
+
+
+def test_the_papers_distance_is_that_of_geomloss_per_group():
+    from geomloss import SamplesLoss
+
+    x, ys = torch.rand(12, requires_grad=True), [torch.rand(5), torch.rand(9)]
+    found = sinkhorn_distances(0.01)(x, ys)
+    expected = [SamplesLoss("sinkhorn", p=2, blur=0.01, backend="tensorized")(x[:, None], y[:, None]) for y in ys]
+    torch.testing.assert_close(found, torch.stack(expected), rtol=1e-3, atol=1e-6)
+    assert sinkhorn_distances(0.01)(x, []).sum() == 0
 
 
 def test_texts_are_encoded_once_and_spread(tmp_path):
