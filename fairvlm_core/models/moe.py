@@ -54,9 +54,9 @@ def top_tokens(weights: Tensor, routed: Tensor, slots: Tensor) -> Tensor:
     Returns:
         [B, T, M] bool; the largest weights stay, equal weights go to the earlier token.
     """
-    rank_key = weights.detach().masked_fill(~routed, -1.0)
-    rank = rank_key.argsort(dim=1, descending=True, stable=True).argsort(1)
-    return routed & (rank < slots[:, None, None])
+    order = weights.detach().masked_fill(~routed, -1.0).argsort(dim=1, descending=True, stable=True)
+    has_slot = torch.arange(weights.shape[1], device=weights.device) < slots.unsqueeze(1)
+    return routed & torch.zeros_like(routed).scatter_(1, order, has_slot.unsqueeze(-1).expand_as(order))
 
 
 def mix_experts(x: Tensor, gates: Tensor, kept: Tensor, experts: Iterable[nn.Module]) -> Tensor:
@@ -74,10 +74,14 @@ def mix_experts(x: Tensor, gates: Tensor, kept: Tensor, experts: Iterable[nn.Mod
     Returns:
         [N, D] in the dtype of x, summed in that of the gates.
     """
+    # One gather for all experts, sorted by expert: in the backward pass each gather would fill an [N, D] of its own.
+    # And index_select, not x[rows], whose gradient depends on which of several threads on a CPU adds first.
+    expert_of, rows = kept.T.nonzero(as_tuple=True)
+    counts = kept.sum(0).tolist()
+    inputs, weights = x.index_select(0, rows).split(counts), gates[rows, expert_of].unsqueeze(1).split(counts)
     out = x.new_zeros(x.shape, dtype=gates.dtype)
-    for j, expert in enumerate(experts):
-        rows = kept[:, j].nonzero().squeeze(1)
-        out.index_add_(0, rows, expert(x[rows]).to(gates.dtype) * gates[rows, j].unsqueeze(1))
+    for expert, into, tokens, weight in zip(experts, rows.split(counts), inputs, weights, strict=True):
+        out.index_add_(0, into, expert(tokens).to(gates.dtype) * weight)
     return out.to(x.dtype)
 
 
@@ -156,23 +160,26 @@ class EmbeddingMoE(nn.Module):
         """
         if x.ndim != 3 or x.shape[-1] != self.dim:
             raise ValueError(f"x must be [B, T, D] with D = {self.dim}, not {list(x.shape)}.")
-        if mask is None:
-            mask = x.new_ones(x.shape[:2], dtype=torch.bool)
-        elif mask.shape != x.shape[:2]:
-            raise ValueError(f"mask must be [B, T] = {list(x.shape[:2])}, not {list(mask.shape)}.")
-        mask = mask.to(x.device, torch.bool)
-        # What padding holds is nobody's business; a NaN in it would reach the gate's gradient through the softmax.
-        x = x.masked_fill(~mask.unsqueeze(-1), 0.0)
+        tokens = torch.full(x.shape[:1], x.shape[1], device=x.device)
+        if mask is not None:
+            if mask.shape != x.shape[:2]:
+                raise ValueError(f"mask must be [B, T] = {list(x.shape[:2])}, not {list(mask.shape)}.")
+            mask = mask.to(x.device, torch.bool)
+            tokens = mask.sum(1)
+            # What padding holds is nobody's business; a NaN in it would reach the gate's gradient through the softmax.
+            x = x.masked_fill(~mask.unsqueeze(-1), 0.0)
         weights = _gate_weights(self.gate, x)
-        routed = top_experts(weights, self.top_k) & mask.unsqueeze(-1)
-        kept = top_tokens(weights, routed, self._slots(mask.sum(1)))
+        routed = top_experts(weights, self.top_k)
+        if mask is not None:
+            routed &= mask.unsqueeze(-1)
+        kept = top_tokens(weights, routed, self._slots(tokens))
         gates = weights.masked_fill(~kept, 0.0)
         if read is None:
             out = mix_experts(x.flatten(0, 1), gates.flatten(0, 1), kept.flatten(0, 1), self.experts)
             return out.view_as(x), gates
         place = torch.arange(len(x), device=x.device), read.to(x.device)
         out = mix_experts(x[place], gates[place], kept[place], self.experts)
-        return torch.zeros_like(x).index_put(place, out), gates
+        return torch.zeros_like(x).index_put_(place, out), gates
 
     def _slots(self, tokens: Tensor) -> Tensor:
         """alpha [B] for the number of tokens [B]; in float64, for in float32 3.0000001 would be rounded up to 4.

@@ -1,4 +1,5 @@
 import copy
+import itertools
 import math
 
 import pytest
@@ -162,22 +163,55 @@ def test_what_padding_holds_does_not_matter():
     assert all(p.grad.isfinite().all() for p in moe.parameters())
 
 
-class Counting(nn.Module):
+@pytest.mark.parametrize("read", [None, torch.tensor([0, 3, 6, 6])])
+def test_no_mask_is_a_mask_of_ones(read):
+    torch.manual_seed(4)
+    moe = EmbeddingMoE(6, num_experts=5, capacity=0.6)
+    x = torch.randn(4, 7, 6, requires_grad=True)
+    unmasked, masked = moe(x, None, read), moe(x, torch.ones(4, 7), read)
+    for mine, wanted in zip(
+        [*unmasked, *gradients(moe, x, *unmasked)], [*masked, *gradients(moe, x, *masked)], strict=True
+    ):
+        assert torch.equal(mine, wanted)
+
+
+class Recording(nn.Module):
+    """What an expert is called with."""
+
     def __init__(self, inner):
         super().__init__()
-        self.inner, self.rows = inner, 0
+        self.inner, self.calls = inner, []
 
     def forward(self, x):
-        self.rows += x.numel() // x.shape[-1]
+        self.calls.append(x.detach().reshape(-1, x.shape[-1]))
         return self.inner(x)
 
 
-def test_an_expert_sees_only_its_own_tokens():
+@pytest.mark.parametrize("read", [None, torch.tensor([5, 0, 2])])
+def test_an_expert_is_called_once_and_sees_only_its_own_tokens(read):
     torch.manual_seed(0)
     moe = EmbeddingMoE(6, capacity=0.5)
-    moe.experts = nn.ModuleList(Counting(expert) for expert in moe.experts)
-    _, gates = moe(torch.randn(3, 8, 6), torch.arange(8).expand(3, 8) < 6)
-    assert [expert.rows for expert in moe.experts] == (gates > 0).sum((0, 1)).tolist()
+    moe.experts = nn.ModuleList(Recording(expert) for expert in moe.experts)
+    x = torch.randn(3, 8, 6)
+    _, gates = moe(x, torch.arange(8).expand(3, 8) < 6, read)
+    if read is not None:
+        x, gates = (value[torch.arange(3), read] for value in (x, gates))
+    for j, expert in enumerate(moe.experts):
+        (seen,) = expert.calls
+        assert torch.equal(seen, x[gates[..., j] > 0])
+
+
+def test_the_gradient_does_not_depend_on_which_thread_is_first():
+    """With three experts per token a sum in another order would be another number."""
+    torch.manual_seed(0)
+    moe, x = EmbeddingMoE(16, top_k=3, hidden=4), torch.randn(8, 400, 16, requires_grad=True)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        found = [torch.autograd.grad(moe(x)[0].square().sum(), x)[0] for _ in range(12)]
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(other, found[0]) for other in found)
 
 
 def test_an_idle_expert_has_a_zero_gradient():
@@ -210,11 +244,23 @@ def test_gates_are_float32_in_half_precision():
     assert out.dtype == gates.dtype == torch.float32
 
 
+def test_half_precision_where_one_token_is_read():
+    torch.manual_seed(0)
+    moe, x = EmbeddingMoE(8).bfloat16(), torch.randn(2, 5, 8, dtype=torch.bfloat16)
+    out, gates = moe(x, read=torch.tensor([0, 4]))
+    assert out.dtype == torch.bfloat16
+    assert gates.dtype == torch.float32
+    place = torch.arange(2), torch.tensor([0, 4])
+    torch.testing.assert_close(out[place], moe(x)[0][place], rtol=0.05, atol=0.02)
+    assert out[:, 1:4].count_nonzero() == 0
+
+
 def test_gradcheck():
     torch.manual_seed(0)
     moe = EmbeddingMoE(4, hidden=3, capacity=0.5).double()
     x = torch.randn(2, 5, 4, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda v: moe(v), x)
+    assert torch.autograd.gradcheck(lambda v: moe(v, torch.ones(2, 5), torch.tensor([1, 3])), x)
     feature = FeatureMoE(4, residual=False).double()
     assert torch.autograd.gradcheck(lambda v: feature(v), x[0].detach().requires_grad_())
 
@@ -299,6 +345,18 @@ def test_ties_among_many():
     weights = torch.zeros(1, 300, 1)
     kept = top_tokens(weights, torch.ones(1, 300, 1).bool(), torch.tensor([7]))
     assert kept.flatten().nonzero().flatten().tolist() == [*range(7)]
+
+
+def test_top_tokens_among_many_equal_weights():
+    """Expert by expert, with weights of which many are equal, and another number of slots in each sample."""
+    torch.manual_seed(5)
+    weights, routed = torch.randint(0, 4, (6, 30, 3)) / 4, torch.rand(6, 30, 3) < 0.6
+    slots = torch.tensor([0, 1, 5, 9, 29, 30])
+    kept = top_tokens(weights, routed, slots)
+    for b, j in itertools.product(range(6), range(3)):
+        asking = [t for t in range(30) if routed[b, t, j]]
+        wanted = sorted(asking, key=lambda t: (-weights[b, t, j].item(), t))[: slots[b]]
+        assert kept[b, :, j].nonzero().flatten().tolist() == sorted(wanted)
 
 
 def test_routing_statistics_by_hand():
