@@ -8,10 +8,9 @@ for each, so name one there for its form.
 
 from __future__ import annotations
 
-from experiments.fairmed import TOY_COHORT
-from fairvlm_core.experiments.grid import Experiment, Recipe
+from experiments.fairmoe import FULL, TOY
+from fairvlm_core.experiments.grid import Experiment
 
-FULL = Recipe("fair_moe", "Fair-MoE")
 # F, the dispersion of the gates, is what Fair-MoE's loss adds to FairCLIP's.
 UNDISPERSED = {f"fair_moe.{kind}_{side}_weight": 0.0 for kind in ("embedding", "feature") for side in ("image", "text")}
 FAIRCLIP = FULL.derive("fairclip", "FairCLIP", {**UNDISPERSED, "fair_moe.experts": 0})
@@ -27,11 +26,5 @@ EXPERIMENT = Experiment(
     ),
     reference=FULL.name,
     trained="fair_moe",
-    toy={
-        **TOY_COHORT,
-        "fair_moe.epochs": 1,
-        "fair_moe.batch_size": 32,
-        "fair_moe.learning_rate": 0.0005,
-        "fair_moe.group_batch": 4,
-    },
+    toy=TOY,
 )

@@ -151,7 +151,7 @@ def summary(comparison: Annotated[Path, typer.Argument(help="Folder that `fairvl
 
 @app.command()
 def experiment(
-    name: Annotated[str, typer.Argument(help="fairmed_table2, fairmed_table4 or fairmoe_table1.")],
+    name: Annotated[str, typer.Argument(help="fairmed_table2, fairmed_table4, fairmoe_table1 or fairmoe_routing.")],
     out: Annotated[Path, typer.Option(help="Folder to write; what an earlier run left there is not repeated.")],
     params: Annotated[Path | None, typer.Option(help="YAML file with a section per step, as for the steps.")] = None,
     root: Annotated[Path | None, typer.Option(help="Folder of the release, as for ingest.")] = None,

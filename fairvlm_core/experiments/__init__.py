@@ -12,6 +12,7 @@ EXPERIMENTS = {
     "fairmed_table2": "experiments.fairmed_table2",
     "fairmed_table4": "experiments.fairmed_table4",
     "fairmoe_table1": "experiments.fairmoe_table1",
+    "fairmoe_routing": "experiments.fairmoe_routing",
 }
 
 

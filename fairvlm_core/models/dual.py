@@ -42,6 +42,8 @@ class Experts:
         pooling: what of an encoder's last hidden state is the feature: "cls", the token that the checkpoint reads, or
             "mean", the mean of the patches or of the words. After the last attention only the former hears nothing of
             the patches that lose their experts there.
+        protect_pooled: whether the token that the checkpoint reads (CLS, EOT) keeps its experts, whatever the capacity.
+        renormalise: whether the weights that a token keeps are scaled to sum 1.
         residual: whether a feature mixture adds to the feature or replaces it (literal).
     """
 
@@ -52,6 +54,8 @@ class Experts:
     places: tuple[str, ...] = PLACES
     layer: int = -1
     pooling: str = "cls"
+    protect_pooled: bool = False
+    renormalise: bool = False
     residual: bool = True
 
 
@@ -61,18 +65,19 @@ class MoESlot(nn.Module):
 
     Attributes:
         alone: whether nothing but the pooled token is read of what this block gives.
+        protected: whether the pooled token keeps its experts, whatever the capacity.
     """
 
-    def __init__(self, moe: EmbeddingMoE, *, alone: bool) -> None:
+    def __init__(self, moe: EmbeddingMoE, *, alone: bool, protected: bool) -> None:
         super().__init__()
-        self.moe, self.alone = moe, alone
+        self.moe, self.alone, self.protected = moe, alone, protected
         self.mask: Tensor | None = None
         self.read: Tensor | None = None
         self.gates: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         pooled = torch.zeros(len(x), dtype=torch.long) if self.read is None else self.read
-        out, self.gates = self.moe(x, self.mask, pooled if self.alone else None)
+        out, self.gates = self.moe(x, self.mask, pooled if self.alone else None, pooled if self.protected else None)
         return out
 
 
@@ -259,8 +264,15 @@ def add_experts(model: Any, experts: Experts) -> tuple[dict[str, MoESlot], nn.Mo
             # BERT splits its MLP over two modules; the second keeps dropout, residual and norm.
             whole = hasattr(block, "mlp")
             mlp = block.mlp if whole else nn.Sequential(block.intermediate, block.output.dense)
-            moe = EmbeddingMoE.from_mlp(mlp, width, **shape, capacity=experts.capacity, gate=experts.gate)
-            slots[side] = MoESlot(moe, alone=alone)
+            moe = EmbeddingMoE.from_mlp(
+                mlp,
+                width,
+                **shape,
+                capacity=experts.capacity,
+                gate=experts.gate,
+                renormalise=experts.renormalise,
+            )
+            slots[side] = MoESlot(moe, alone=alone, protected=experts.protect_pooled)
             if whole:
                 block.mlp = slots[side]
             else:

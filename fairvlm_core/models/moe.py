@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,18 +44,23 @@ def top_experts(weights: Tensor, top_k: int) -> Tensor:
     return torch.zeros_like(weights, dtype=torch.bool).scatter_(-1, order[..., :top_k], True)
 
 
-def top_tokens(weights: Tensor, routed: Tensor, slots: Tensor) -> Tensor:
+def top_tokens(weights: Tensor, routed: Tensor, slots: Tensor, protect: Tensor | None = None) -> Tensor:
     """Top_c: of the tokens routed to an expert, those that it has a slot for, per sample.
 
     Args:
         weights: [B, T, M].
         routed: [B, T, M] bool.
         slots: [B], how many tokens each expert takes from the sample.
+        protect: int64 [B], the token of each sample that comes first, whatever its weights.
 
     Returns:
         [B, T, M] bool; the largest weights stay, equal weights go to the earlier token.
     """
-    order = weights.detach().masked_fill(~routed, -1.0).argsort(dim=1, descending=True, stable=True)
+    rank_key = weights.detach()
+    if protect is not None:
+        first = torch.arange(weights.shape[1], device=weights.device) == protect.to(weights.device).unsqueeze(1)
+        rank_key = rank_key + 2.0 * first.unsqueeze(-1)  # weights end at 1
+    order = rank_key.masked_fill(~routed, -1.0).argsort(dim=1, descending=True, stable=True)
     has_slot = torch.arange(weights.shape[1], device=weights.device) < slots.unsqueeze(1)
     return routed & torch.zeros_like(routed).scatter_(1, order, has_slot.unsqueeze(-1).expand_as(order))
 
@@ -88,7 +94,7 @@ def mix_experts(x: Tensor, gates: Tensor, kept: Tensor, experts: Iterable[nn.Mod
 class EmbeddingMoE(nn.Module):
     """Mixture of experts in place of the MLP of a transformer block (Fair-MoE, embedding MoE).
 
-    Top_r keeps the k largest of a token's softmax weights, without renormalising; Top_c then keeps, per expert and
+    Top_r keeps the k largest of a token's softmax weights; Top_c then keeps, per expert and
     sample, the alpha = ceil(capacity * T * top_k / num_experts) tokens with the largest weight, alpha between 1 and T,
     the number of unmasked tokens of the sample. A token that no expert keeps gets 0. All of this happens within a
     sample, so that a prediction does not depend on the batch it is made in.
@@ -100,6 +106,8 @@ class EmbeddingMoE(nn.Module):
         capacity: C, greater than 0; 1 gives the experts as many slots as there are routed tokens.
         hidden: width of the experts' hidden layer, 4 D by default.
         gate: "mlp" (D -> D/4 -> M) or "linear".
+        renormalise: scale the weights that a token keeps to sum 1. By default they stay as the softmax gave them, as in
+            the paper, so a token that loses experts also loses size.
 
     Attributes:
         gate: [..., D] to logits [..., M].
@@ -118,30 +126,31 @@ class EmbeddingMoE(nn.Module):
         capacity: float = 1.0,
         hidden: int | None = None,
         gate: str = "mlp",
+        renormalise: bool = False,
     ) -> None:
         super().__init__()
         _check_sizes(dim, num_experts, top_k)
         if not capacity > 0:
             raise ValueError(f"capacity must be greater than 0, not {capacity}.")
-        self.dim, self.top_k, self.capacity = dim, top_k, capacity
+        self.dim, self.top_k, self.capacity, self.renormalise = dim, top_k, capacity, renormalise
         self.gate = _gate(gate, dim, num_experts)
         width = 4 * dim if hidden is None else hidden
         self.experts = nn.ModuleList(_mlp(dim, width, dim) for _ in range(num_experts))
 
     @classmethod
-    def from_mlp(
-        cls, mlp: nn.Module, dim: int, *, num_experts: int = 4, top_k: int = 2, capacity: float = 1.0, gate: str = "mlp"
-    ) -> EmbeddingMoE:
-        """An embedding MoE whose experts are copies of a pretrained MLP, callable on [..., dim].
+    def from_mlp(cls, mlp: nn.Module, dim: int, *, num_experts: int = 4, **options: Any) -> EmbeddingMoE:
+        """An embedding MoE whose experts are copies of a pretrained MLP, callable on [..., dim]; options as above.
 
         No noise is added: the gate starts at random, so the experts see different tokens and part by themselves.
         """
-        moe = cls(dim, num_experts=num_experts, top_k=top_k, capacity=capacity, hidden=1, gate=gate)
+        moe = cls(dim, num_experts=num_experts, hidden=1, **options)
         moe.experts = nn.ModuleList(copy.deepcopy(mlp) for _ in range(num_experts))
         reference = next(mlp.parameters(), None)
         return moe if reference is None else moe.to(reference)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, read: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, read: Tensor | None = None, protect: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Route the tokens.
 
         Args:
@@ -150,6 +159,7 @@ class EmbeddingMoE(nn.Module):
             read: int64 [B], the one token of each sample whose output is needed; by default all are. In the last block
                 nothing else reaches the feature, and experts that run on one token of T cost a T-th. The routing and
                 the gate weights are the same, for they depend on all tokens.
+            protect: int64 [B], the one token of each sample that keeps its top_k experts, whatever the capacity.
 
         Returns:
             out [B, T, D] without the residual, 0 where it is not read, and the sparse gate weights [B, T, M] after
@@ -172,8 +182,11 @@ class EmbeddingMoE(nn.Module):
         routed = top_experts(weights, self.top_k)
         if mask is not None:
             routed &= mask.unsqueeze(-1)
-        kept = top_tokens(weights, routed, self._slots(tokens))
+        kept = top_tokens(weights, routed, self._slots(tokens), protect)
         gates = weights.masked_fill(~kept, 0.0)
+        if self.renormalise:
+            # A token that keeps no expert has nothing to scale, and no gradient.
+            gates = gates / gates.sum(-1, keepdim=True).masked_fill(~kept.any(-1, keepdim=True), 1.0)
         if read is None:
             out = mix_experts(x.flatten(0, 1), gates.flatten(0, 1), kept.flatten(0, 1), self.experts)
             return out.view_as(x), gates

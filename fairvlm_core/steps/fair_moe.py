@@ -33,6 +33,10 @@ class Config(TrainingConfig):
         "What is read of the last hidden state: the token that the checkpoint reads, or the mean.",
         choices=POOLINGS,
     )
+    protect_pooled: bool = option(
+        False, "The token that is read (CLS, EOT) keeps its experts, whatever the capacity; true is not the paper's."
+    )
+    renormalise: bool = option(False, "Scale the weights that a token keeps to sum 1; false is literal.")
     residual: bool = option(True, "Experts after an encoder add to its feature; false (literal): they replace it.")
     gate: str = option("mlp", "Gate of the embedding mixtures.", choices=("mlp", "linear"))
     distance_weight: float = option(1.0, "Weight of L_distance, the optimal transport between groups and batch.", low=0)
@@ -87,6 +91,8 @@ def run(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path])
         places=config.places,
         layer=config.layer,
         pooling=config.pooling,
+        protect_pooled=config.protect_pooled,
+        renormalise=config.renormalise,
         residual=config.residual,
     )
     checkpoint = base_path(inputs["base"], "dual")

@@ -105,7 +105,7 @@ def test_experts_run_on_the_pooled_token_alone_and_nothing_changes(checkpoint, m
 
     mine = outcome()
     forward = EmbeddingMoE.forward
-    monkeypatch.setattr(EmbeddingMoE, "forward", lambda self, x, mask, read: forward(self, x, mask))
+    monkeypatch.setattr(EmbeddingMoE, "forward", lambda self, x, mask, *_: forward(self, x, mask))
     wanted = outcome()
     assert len(mine) == len(wanted)
     for a, b in zip(mine, wanted, strict=True):
@@ -137,6 +137,24 @@ def test_a_text_that_is_too_long_is_cut_behind_a_word(checkpoint):
         torch.testing.assert_close(dual.encode_text([text]).features, dual.encode_text([short]).features)
 
 
+def test_the_pooled_token_keeps_its_experts_where_it_is_protected(checkpoint):
+    lost = {}
+    for protected in (False, True):
+        dual = fresh(checkpoint, Experts(capacity=0.1, top_k=1, protect_pooled=protected, renormalise=protected))
+        with torch.no_grad():
+            gates = (
+                dual.encode_text(TEXTS * 8).gates["embedding"],
+                dual.head(dual.trunk(IMAGES, 1), 1).gates["embedding"],
+            )
+        read = dual.slots["text"].read
+        pooled = torch.cat([gates[0][torch.arange(len(read)), read], gates[1][:, 0]])
+        lost[protected] = (pooled == 0).all(1).float().mean().item()
+        if protected:
+            torch.testing.assert_close(pooled.sum(1), torch.ones(len(pooled)))
+    assert lost[False] > 0
+    assert lost[True] == 0
+
+
 @pytest.mark.parametrize("side", ["image", "text"])
 @pytest.mark.parametrize("kind", ["embedding", "feature"])
 def test_experts_are_where_they_are_asked_for(checkpoint, kind, side):
@@ -156,7 +174,7 @@ def test_what_a_dropped_patch_is_given_reaches_the_feature_from_an_earlier_block
     dual = fresh(checkpoint, Experts(count=3, top_k=1, capacity=0.3, layer=layer, places=("embedding_image",)))
     forward = EmbeddingMoE.forward
 
-    def disturbed(self, x, mask=None, read=None):
+    def disturbed(self, x, mask, *_):
         out, gates = forward(self, x, mask)
         dropped = (gates == 0).all(-1, keepdim=True)
         dropped[:, 0] = False

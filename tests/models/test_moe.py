@@ -15,7 +15,7 @@ def chosen_experts(weights, top_k):
     return sorted(range(len(weights)), key=lambda j: (-weights[j].item(), j))[:top_k]
 
 
-def embedding_loop(moe, x, mask):
+def embedding_loop(moe, x, mask, protect=None):
     """Token by token, expert by expert."""
     batch, length, dim = x.shape
     experts = len(moe.experts)
@@ -27,8 +27,13 @@ def embedding_loop(moe, x, mask):
         alpha = max(1, min(math.ceil(moe.capacity * len(tokens) * moe.top_k / experts), len(tokens)))
         kept = set()
         for j in range(experts):
-            asking = sorted((t for t in tokens if j in routed[t]), key=lambda t: (-weights[t][j].item(), t))
+            first = None if protect is None else int(protect[b])
+            asking = sorted((t for t in tokens if j in routed[t]), key=lambda t: (t != first, -weights[t][j].item(), t))
             kept.update((t, j) for t in asking[:alpha])
+        if moe.renormalise:
+            for t in tokens:
+                total = sum(weights[t][j] for j in range(experts) if (t, j) in kept)
+                weights[t] = weights[t] / total if torch.is_tensor(total) else weights[t]
         zero = 0.0 * x[b, 0, 0]
         gates.append(
             torch.stack(
@@ -60,12 +65,12 @@ def gradients(module, x, out, gates):
     return [torch.zeros(1).double() if f is None else f.double() for f in found]
 
 
-def assert_equals_loop(moe, x, mask):
+def assert_equals_loop(moe, x, mask, protect=None):
     double = copy.deepcopy(moe).double()
     xd = x.detach().double().requires_grad_()
-    expected = embedding_loop(double, xd, mask)
+    expected = embedding_loop(double, xd, mask, protect)
     for module, leaf, rtol, atol in ((moe, x.detach().requires_grad_(), 1e-4, 1e-5), (double, xd, 1e-9, 1e-11)):
-        found = module(leaf, mask)
+        found = module(leaf, mask, protect=protect)
         for mine, wanted in zip(found, expected, strict=True):
             assert mine.dtype == leaf.dtype
             torch.testing.assert_close(mine.double(), wanted, rtol=rtol, atol=atol)
@@ -84,6 +89,21 @@ def test_embedding_equals_a_loop(gate, experts, top_k, capacity):
     mask[0], mask[1], mask[2, 1:] = True, False, False
     mask[2, 0] = True
     assert_equals_loop(moe, torch.randn(4, 7, 6) * 3, mask)
+
+
+@pytest.mark.parametrize("renormalise", [False, True])
+@pytest.mark.parametrize("capacity", [0.1, 0.5, 1.0])
+def test_a_protected_token_comes_first_and_what_is_kept_may_sum_to_one(capacity, renormalise):
+    torch.manual_seed(3)
+    moe = EmbeddingMoE(6, num_experts=3, top_k=2, capacity=capacity, hidden=5, renormalise=renormalise)
+    x, mask = torch.randn(4, 7, 6), torch.arange(7) < torch.tensor([[7], [5], [3], [1]])
+    protect = torch.tensor([6, 0, 2, 0])
+    assert_equals_loop(moe, x, mask, protect)
+    _, gates = moe(x, mask, protect=protect)
+    assert ((gates[torch.arange(4), protect] > 0).sum(-1) == 2).all()
+    if capacity < 1:
+        _, unprotected = moe(x, mask)
+        assert ((unprotected[torch.arange(4), protect] > 0).sum(-1) < 2).any()
 
 
 def test_equal_tokens_and_equal_experts_are_decided_by_position():
