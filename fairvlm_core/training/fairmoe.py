@@ -47,8 +47,11 @@ def train_fair_moe(dual: DualEncoder, job: Job, config: Any) -> dict[str, list]:
         "dispersion_feature_text": config.feature_text_weight,
     }
 
+    # CLIP's own loss needs no groups: encoding them would cost more than the batch.
+    draws = config.group_batches == "drawn" and any(weights.values())
+
     def losses(batch: Batch, generator: torch.Generator) -> dict[str, Tensor | float]:
-        drawn = [] if config.group_batches == "shared" else draw_groups(job.train, config.group_batch, generator)
+        drawn = draw_groups(job.train, config.group_batch, generator) if draws else []
         indices = np.concatenate([batch.indices, *drawn])
         repeated = np.concatenate([batch.repeated, np.zeros(len(indices) - len(batch.indices), dtype=bool)])
         texts = texts_for(job.train, indices, config.prompt_share, generator)

@@ -18,8 +18,10 @@ from fairvlm_core.evaluation.metrics import auc
 from fairvlm_core.evaluation.predictions import read_predictions, scores
 from fairvlm_core.files import read_json
 from fairvlm_core.models import load
+from fairvlm_core.models.dual import DualEncoder
 from fairvlm_core.steps import execute, fair_moe, predict, stage1, stage2
 
+DISPERSIONS = [f"{kind}_{side}_weight" for kind in ("embedding", "feature") for side in ("image", "text")]
 FAST = {"batch_size": 16, "learning_rate": 3e-3, "augment": False}
 CONFIGS = {
     "stage1": stage1.Config(**FAST, epochs=6, concept_epochs=1, lora_rank=4),
@@ -68,6 +70,27 @@ def test_a_trained_model_knows_bright_from_dark(trained, name):
     assert (trained / name / "history.png").stat().st_size > 10_000
     history = read_json(trained / name / "history.json", made_by=name)
     assert all(np.isfinite(value) for phase in history.values() for epoch in phase for value in epoch.values())
+
+
+@pytest.mark.parametrize(
+    ("options", "encoded"),
+    [
+        ({}, 16 + 4 * 4),
+        ({"group_batches": "shared"}, 16),
+        ({"experts": 0, "distance_weight": 0.0, **dict.fromkeys(DISPERSIONS, 0.0)}, 16),
+    ],
+)
+def test_images_are_encoded_for_the_groups_only_where_they_are_needed(place, tmp_path, monkeypatch, options, encoded):
+    """Four groups of four pairs behind a batch of 16; none where the batch holds them, or for CLIP's loss alone."""
+    seen = []
+    head = DualEncoder.head
+    monkeypatch.setattr(DualEncoder, "head", lambda self, x, depth: seen.append(len(x)) or head(self, x, depth))
+    common = {"cohort": place / "cohort", "images": place / "cohort", "base": place / "base"}
+    config = fair_moe.Config(**FAST, epochs=1, group_batch=4, prompt_share=1.0, **options)
+    execute("fair_moe", config, common, {"out": tmp_path / "out"})
+    assert seen[0] == encoded
+    history = read_json(tmp_path / "out" / "history.json", made_by="fair_moe")["training"][0]
+    assert (history["distance"] > 0) == ("distance_weight" not in options)
 
 
 @pytest.mark.parametrize("name", list(CONFIGS))
