@@ -134,15 +134,21 @@ def _check_groups(samples: Samples) -> None:
 def finish(history: dict[str, list[dict[str, float]]], out: Path, images_per_second: float) -> dict[str, Any]:
     """Write how training went, as numbers and as a picture; returns the step's metrics."""
     from fairvlm_core.files import write_json
-    from fairvlm_core.training.curves import draw_history
+    from fairvlm_core.training.curves import ROUTING, draw_history
 
     write_json(out / "history.json", history)
     draw_history(history, out / "history.png")
     last = list(history.values())[-1]
     best = max(last, key=lambda epoch: epoch.get("score", float("-inf")))
+    # Of the routing's many figures, the share of lost CLS and EOT is the one that decides what the experts can do.
+    final = {
+        name: value
+        for name, value in last[-1].items()
+        if name not in ("epoch", "score") and (not name.startswith(ROUTING) or name.endswith(".cls_drop_rate"))
+    }
     return {
         "best_epoch": best["epoch"],
         "images_per_second": round(images_per_second, 1),
         **{f"validation_{name}": round(best[name], 6) for name in CRITERIA if name in best},
-        **{f"final_{name}": round(value, 6) for name, value in last[-1].items() if name not in ("epoch", "score")},
+        **{f"final_{name}": round(value, 6) for name, value in final.items()},
     }

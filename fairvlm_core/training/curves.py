@@ -7,7 +7,8 @@ from typing import Any
 
 VALIDATION = ("auc", "es_auc", "worst_group_auc")
 # Figures that say whether a loss had anything to work on: in history.json, not in the picture.
-DIAGNOSTICS = ("anchors", "positives", "negatives", "skipped", "cls_drop_rate", "gate_entropy", "gradient_norm")
+DIAGNOSTICS = ("anchors", "positives", "negatives", "skipped", "gradient_norm")
+ROUTING = "routing."  # how tokens meet experts, likewise
 QUIET = {"epoch", "score", "dto", *DIAGNOSTICS, *VALIDATION}
 
 
@@ -24,7 +25,7 @@ def draw_history(history: dict[str, list[dict[str, float]]], path: Path) -> None
     for column, (phase, epochs) in enumerate(history.items()):
         above, below = axes[:, column]
         x = [epoch["epoch"] for epoch in epochs]
-        for name in [name for name in epochs[0] if name not in QUIET]:
+        for name in [name for name in epochs[0] if name not in QUIET and not name.startswith(ROUTING)]:
             above.plot(x, [epoch[name] for epoch in epochs], marker="o", markersize=3, label=name.replace("_", " "))
         above.set(title=phase.replace("_", " ").capitalize(), ylabel="mean over the epoch", ylim=(0, None))
         above.legend(**beside)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fairvlm_core.losses import transport_distances
-from fairvlm_core.models.dual import DualEncoder
+from fairvlm_core.models.dual import DualEncoder, Encoded
 from fairvlm_core.models.moe import routing_statistics
 from fairvlm_core.training.engine import Schedule, one_pass
 from fairvlm_core.training.job import Job, Tower
@@ -73,7 +73,12 @@ def train_fair_moe(dual: DualEncoder, job: Job, config: Any) -> dict[str, list]:
         contrast = image_text_loss(image.features[first], text.features[first], same, scale)
         fol = fairness_oriented_loss(image, text, layout, (None, mask), distances=distances)
         loss = contrast + sum(weights[name] * value for name, value in fol.items())
-        return {"loss": loss, "contrast": contrast.detach(), **_detached(fol), **_routing(image)}
+        return {
+            "loss": loss,
+            "contrast": contrast.detach(),
+            **_detached(fol),
+            **_routing(dual, {"image": image, "text": text}),
+        }
 
     def score() -> np.ndarray:
         dual.train(False)
@@ -91,9 +96,19 @@ def _detached(terms: dict[str, Any]) -> dict[str, Any]:
     return {name: value.detach() if isinstance(value, Tensor) else value for name, value in terms.items()}
 
 
-def _routing(image: Any) -> dict[str, float]:
-    """Whether the image experts collapse, and whether CLS loses them."""
-    if "embedding" not in image.gates:
-        return {}
-    found = routing_statistics(image.gates["embedding"])
-    return {name: found[name] for name in ("cls_drop_rate", "gate_entropy")}
+def _routing(dual: DualEncoder, encoded: dict[str, Encoded]) -> dict[str, float]:
+    """Whether experts idle, and whether the token that is read loses its own: `routing.<side>.<kind>.<statistic>`.
+
+    Behind an encoder no token can be dropped, so of those mixtures load and entropy are all there is to tell.
+    """
+    found = {}
+    for side, one in encoded.items():
+        if "feature" in one.gates:
+            figures = routing_statistics(one.gates["feature"])
+            found[f"{side}.feature"] = {name: value for name, value in figures.items() if "drop" not in name}
+        if side in dual.slots:
+            slot = dual.slots[side]
+            assert slot.gates is not None  # the block has just run
+            token = 0 if slot.read is None else slot.read
+            found[f"{side}.embedding"] = routing_statistics(slot.gates, slot.mask, token)
+    return {f"routing.{place}.{name}": value for place, figures in found.items() for name, value in figures.items()}

@@ -91,6 +91,13 @@ def test_images_are_encoded_for_the_groups_only_where_they_are_needed(place, tmp
     assert seen[0] == encoded
     history = read_json(tmp_path / "out" / "history.json", made_by="fair_moe")["training"][0]
     assert (history["distance"] > 0) == ("distance_weight" not in options)
+    routed = [name for name in history if name.startswith("routing.")]
+    assert len(routed) == (0 if "experts" in options else 2 * (4 + 3) + 2 * (4 + 1))
+    for place_of in {name.rsplit(".", 1)[0] for name in routed}:
+        loads = [history[f"{place_of}.expert_load_{j}"] for j in range(4)]
+        assert sum(loads) == pytest.approx(1)
+    told = read_json(tmp_path / "out" / "metrics.json", made_by="fair_moe")
+    assert sum("routing" in name for name in told) == (0 if "experts" in options else 2)
 
 
 @pytest.mark.parametrize("name", list(CONFIGS))
