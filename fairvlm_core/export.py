@@ -1,4 +1,4 @@
-"""`fairvlm export`: a trained model as a plain transformers checkpoint, for serving."""
+"""`fairvlm export`: a trained model as a transformers checkpoint, for serving."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ class Precision(StrEnum):
 
 
 def export(
-    model: Annotated[Path, typer.Option(help="Folder that stage1 or stage2 wrote.")],
+    model: Annotated[Path, typer.Option(help="Folder that stage1, stage2 or fair_moe wrote.")],
     base: Annotated[Path, typer.Option(help="Folder that base_models wrote.")],
     out: Annotated[Path, typer.Option(help="Folder to write; it must be new or empty.")],
     dtype: Annotated[
         Precision | None,
         typer.Option(
-            help="Precision of the weights. By default that in which the model is scored here: bfloat16 on a GPU, "
-            "float32 on a CPU."
+            help="Precision of the weights. By default that in which the model is scored here: bfloat16 for a LLaVA on "
+            "a GPU, else float32."
         ),
     ] = None,
 ) -> None:
-    """Write a trained model as a plain transformers Llava checkpoint, with its adapters folded in."""
+    """Write a trained model whole, as a transformers checkpoint: a Llava with its adapters folded in, or a CLIP."""
     import torch
 
     from fairvlm_core.models.export import export_model

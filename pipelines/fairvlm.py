@@ -5,6 +5,7 @@ valid. Defaults are the sections of the repository's `params.yaml` as they are w
 inside a condition or a loop of the orchestrator: see `pools.py`.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,69 +39,80 @@ def default_params() -> dict[str, dict[str, Any]]:
     }
 
 
-DEFAULT = default_params()
+def graph(default: Mapping[str, Mapping[str, Any]]) -> Any:
+    """The pipeline whose run form proposes these sections of parameters.
 
-
-@dsl.pipeline(
-    name="fairvlm",
-    description="Stratify a cohort, train FairMed-VLM and Fair-MoE, evaluate fairness, register the best model.",
-)
-def fairvlm(
-    fetch_dataset_repo: str = "",
-    fetch_dataset_revision: str = "",
-    fetch_dataset_path: str = "",
-    ingest_params: dict = DEFAULT["ingest"],
-    validate_params: dict = DEFAULT["validate"],
-    stratify_params: dict = DEFAULT["stratify"],
-    base_models_params: dict = DEFAULT["base_models"],
-    stage1_params: dict = DEFAULT["stage1"],
-    stage2_params: dict = DEFAULT["stage2"],
-    fair_moe_params: dict = DEFAULT["fair_moe"],
-    predict_params: dict = DEFAULT["predict"],
-    tune_thresholds_params: dict = DEFAULT["tune_thresholds"],
-    evaluate_params: dict = DEFAULT["evaluate"],
-    compare_params: dict = DEFAULT["compare"],
-    register_params: dict = DEFAULT["register"],
-):
-    """Bring the dataset, prepare the cohort, train three models, judge and compare them, register the best.
-
-    Args:
-        fetch_dataset_repo: DVC repository of the release; empty for the generated cohort.
-        fetch_dataset_revision: commit or tag in that repository.
-        fetch_dataset_path: folder of the release in that repository.
-        ingest_params: section `ingest` of params.yaml; and so on for each step.
+    One of them decides the wiring, and that is fixed when the pipeline is compiled: with `fair_moe.init_from` stage2,
+    Fair-MoE waits for Stage 2, beside which it would train otherwise.
     """
-    fetched = fetch_dataset(repo=fetch_dataset_repo, revision=fetch_dataset_revision, path=fetch_dataset_path)
-    release = place(fetched, "fetch_dataset").outputs["out"]
 
-    images = place(ingest(params=ingest_params, root=release), "ingest").outputs["out"]
-    validation = place(validate(params=validate_params, cohort=images), "validate").outputs["out"]
-    stratified = stratify(params=stratify_params, cohort=images, validation=validation)
-    cohort = place(stratified, "stratify").outputs["out"]
-    base = place(base_models(params=base_models_params, cohort=cohort), "base_models").outputs["out"]
-
-    data = {"cohort": cohort, "images": images, "base": base}
-    models = {}
-    models["stage1"] = place(stage1(params=stage1_params, **data), "stage1").outputs["out"]
-    second = stage2(params=stage2_params, **data, stage1=models["stage1"])
-    models["stage2"] = place(second, "stage2").outputs["out"]
-    models["fair_moe"] = place(fair_moe(params=fair_moe_params, **data), "fair_moe").outputs["out"]
-
-    evaluations = {}
-    for name, model in models.items():
-        predicted = place(predict(params=predict_params, model=model, **data), "predict")
-        predictions = predicted.set_display_name(f"predict-{name}").outputs["out"]
-        tuned = place(tune_thresholds(params=tune_thresholds_params, predictions=predictions), "tune_thresholds")
-        thresholds = tuned.set_display_name(f"tune-thresholds-{name}").outputs["out"]
-        evaluated = evaluate(params=evaluate_params, predictions=predictions, thresholds=thresholds)
-        place(evaluated, "evaluate").set_display_name(f"evaluate-{name}")
-        evaluations[name] = evaluated.outputs["out"]
-
-    compared = place(compare(params=compare_params, strata=cohort, **evaluations), "compare")
-    registered = register(
-        params=register_params, comparison=compared.outputs["out"], base=base, cohort=cohort, **models
+    @dsl.pipeline(
+        name="fairvlm",
+        description="Stratify a cohort, train FairMed-VLM and Fair-MoE, evaluate fairness, register the best model.",
     )
-    # Where the registry is belongs to the cluster, not to a run; without the config map MLflow's own variables hold.
-    kubernetes.use_config_map_as_env(
-        place(registered, "register"), "fairvlm", {"MLFLOW_TRACKING_URI": "MLFLOW_TRACKING_URI"}, optional=True
-    )
+    def fairvlm(
+        fetch_dataset_repo: str = "",
+        fetch_dataset_revision: str = "",
+        fetch_dataset_path: str = "",
+        ingest_params: dict = default["ingest"],
+        validate_params: dict = default["validate"],
+        stratify_params: dict = default["stratify"],
+        base_models_params: dict = default["base_models"],
+        stage1_params: dict = default["stage1"],
+        stage2_params: dict = default["stage2"],
+        fair_moe_params: dict = default["fair_moe"],
+        predict_params: dict = default["predict"],
+        tune_thresholds_params: dict = default["tune_thresholds"],
+        evaluate_params: dict = default["evaluate"],
+        compare_params: dict = default["compare"],
+        register_params: dict = default["register"],
+    ):
+        """Bring the dataset, prepare the cohort, train three models, judge and compare them, register the best.
+
+        Args:
+            fetch_dataset_repo: DVC repository of the release; empty for the generated cohort.
+            fetch_dataset_revision: commit or tag in that repository.
+            fetch_dataset_path: folder of the release in that repository.
+            ingest_params: section `ingest` of params.yaml; and so on for each step.
+        """
+        fetched = fetch_dataset(repo=fetch_dataset_repo, revision=fetch_dataset_revision, path=fetch_dataset_path)
+        release = place(fetched, "fetch_dataset").outputs["out"]
+
+        images = place(ingest(params=ingest_params, root=release), "ingest").outputs["out"]
+        validation = place(validate(params=validate_params, cohort=images), "validate").outputs["out"]
+        stratified = stratify(params=stratify_params, cohort=images, validation=validation)
+        cohort = place(stratified, "stratify").outputs["out"]
+        base = place(base_models(params=base_models_params, cohort=cohort), "base_models").outputs["out"]
+
+        data = {"cohort": cohort, "images": images, "base": base}
+        models = {}
+        models["stage1"] = place(stage1(params=stage1_params, **data), "stage1").outputs["out"]
+        second = stage2(params=stage2_params, **data, stage1=models["stage1"])
+        models["stage2"] = place(second, "stage2").outputs["out"]
+        start = models["stage2"] if default["fair_moe"].get("init_from") == "stage2" else base
+        models["fair_moe"] = place(fair_moe(params=fair_moe_params, **data, start=start), "fair_moe").outputs["out"]
+
+        evaluations = {}
+        for name, model in models.items():
+            predicted = place(predict(params=predict_params, model=model, **data), "predict")
+            predictions = predicted.set_display_name(f"predict-{name}").outputs["out"]
+            tuned = place(tune_thresholds(params=tune_thresholds_params, predictions=predictions), "tune_thresholds")
+            thresholds = tuned.set_display_name(f"tune-thresholds-{name}").outputs["out"]
+            evaluated = evaluate(params=evaluate_params, predictions=predictions, thresholds=thresholds)
+            place(evaluated, "evaluate").set_display_name(f"evaluate-{name}")
+            evaluations[name] = evaluated.outputs["out"]
+
+        compared = place(compare(params=compare_params, strata=cohort, **evaluations), "compare")
+        registered = register(
+            params=register_params, comparison=compared.outputs["out"], base=base, cohort=cohort, **models
+        )
+        # Where the registry is belongs to the cluster, not to a run; without the config map MLflow's own variables
+        # hold.
+        kubernetes.use_config_map_as_env(
+            place(registered, "register"), "fairvlm", {"MLFLOW_TRACKING_URI": "MLFLOW_TRACKING_URI"}, optional=True
+        )
+
+    return fairvlm
+
+
+fairvlm = graph(default_params())

@@ -11,11 +11,12 @@ def fair_moe(
     cohort: dsl.Input[dsl.Dataset],
     images: dsl.Input[dsl.Dataset],
     base: dsl.Input[dsl.Model],
+    start: dsl.Input[dsl.Model],
     out: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
 ):
     """Fair-MoE: fairness-oriented mixture of experts in both encoders."""
     from fairvlm_core.steps.call import run_step
 
-    inputs = {"cohort": cohort.path, "images": images.path, "base": base.path}
+    inputs = {"cohort": cohort.path, "images": images.path, "base": base.path, "start": start.path}
     run_step("fair_moe", params, inputs, out.path, metrics=metrics)

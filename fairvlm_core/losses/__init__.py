@@ -12,6 +12,7 @@ from fairvlm_core.losses.answers import (
     yes_no_log_odds,
     yes_no_scores,
 )
+from fairvlm_core.losses.balance import importance_loss, load_loss, router_z_loss
 from fairvlm_core.losses.bank import MemoryBank, bank_from_tensors, bank_tensors, empty_bank, remember
 from fairvlm_core.losses.concept import concept_alignment
 from fairvlm_core.losses.contrast import contrast_statistics, cross_group_contrast
@@ -31,11 +32,14 @@ __all__ = [
     "empty_bank",
     "fairness_terms",
     "gate_dispersion",
+    "importance_loss",
     "instruction_loss",
+    "load_loss",
     "moment_alignment",
     "option_cross_entropy",
     "option_scores",
     "remember",
+    "router_z_loss",
     "sinkhorn_distance",
     "transport_distance",
     "transport_distances",

@@ -1,130 +1,55 @@
-"""The CLIP family (Fair-MoE): two encoders in one space, with experts in the last block of each and after it.
-
-Works on transformers' CLIPModel and VisionTextDualEncoderModel (DINOv2, ViT or CLIP vision; BERT or CLIP text).
-"""
+"""The CLIP family (CLIP, FairCLIP, Fair-MoE): a `FairMoEModel` with its tokenizer and task."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from fairvlm_core.cohort.prompts import zero_shot_prompts
 from fairvlm_core.cohort.table import Task
 from fairvlm_core.errors import CheckpointError, ConfigError
 from fairvlm_core.models import checkpoint_config, device, pixel_statistics, pixels, write_description
-from fairvlm_core.models.moe import EmbeddingMoE, FeatureMoE
+from fairvlm_core.models.fair_moe import Encoded, Experts, FairMoEModel, block_number, blocks
 
 SCORE_BATCH = 128
 WEIGHTS_FILE = "trained.safetensors"
-PLACES = ("embedding_image", "embedding_text", "feature_image", "feature_text")
-POOLINGS = ("cls", "mean")
-
-
-@dataclass(frozen=True)
-class Experts:
-    """Shape of the mixtures of experts (Fair-MoE, FO-MoE).
-
-    Attributes:
-        count: M; 0 leaves the encoders as they are (CLIP fine-tuning, FairCLIP).
-        top_k: experts per token.
-        capacity: C of the embedding mixtures.
-        gate: mlp or linear.
-        places: where there is a mixture, of `PLACES`: in a block of an encoder (embedding) and after it (feature).
-        layer: which block of each encoder has the embedding mixture in place of its MLP; -1 is the last.
-        pooling: what of an encoder's last hidden state is the feature: "cls", the token that the checkpoint reads, or
-            "mean", the mean of the patches or of the words. After the last attention only the former hears nothing of
-            the patches that lose their experts there.
-        protect_pooled: whether the token that the checkpoint reads (CLS, EOT) keeps its experts, whatever the capacity.
-        renormalise: whether the weights that a token keeps are scaled to sum 1.
-        residual: whether a feature mixture adds to the feature or replaces it (literal).
-    """
-
-    count: int = 4
-    top_k: int = 2
-    capacity: float = 1.0
-    gate: str = "mlp"
-    places: tuple[str, ...] = PLACES
-    layer: int = -1
-    pooling: str = "cls"
-    protect_pooled: bool = False
-    renormalise: bool = False
-    residual: bool = True
-
-
-class MoESlot(nn.Module):
-    """An EmbeddingMoE where a block expects its MLP: it is told beforehand what a block does not tell it, the padding
-    mask and the token that is pooled (by default the first), and remembers its gates.
-
-    Attributes:
-        alone: whether nothing but the pooled token is read of what this block gives.
-        protected: whether the pooled token keeps its experts, whatever the capacity.
-    """
-
-    def __init__(self, moe: EmbeddingMoE, *, alone: bool, protected: bool) -> None:
-        super().__init__()
-        self.moe, self.alone, self.protected = moe, alone, protected
-        self.mask: Tensor | None = None
-        self.read: Tensor | None = None
-        self.gates: Tensor | None = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        pooled = torch.zeros(len(x), dtype=torch.long) if self.read is None else self.read
-        out, self.gates = self.moe(x, self.mask, pooled if self.alone else None, pooled if self.protected else None)
-        return out
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """Unit-length features [n, d] and the sparse gate weights by name (`embedding` [n, T, M], `feature` [n, M])."""
-
-    features: Tensor
-    gates: dict[str, Tensor]
+IMAGE_ENCODER = "encoders.vision_model."
 
 
 class DualEncoder:
     """A dual encoder with its tokenizer and task.
 
-    The image side runs in parts (`trunk`, `head`), so that frozen lower blocks are computed once.
+    Attributes:
+        model: the encoders with their experts.
+        brought: whether its image encoder is not that of the base, so that what is frozen of it must be saved, too.
+        frozen: the modules that are not trained.
     """
 
-    def __init__(self, model: Any, checkpoint: str, task: Task, image_size: int, experts: Experts, seed: int) -> None:
+    def __init__(
+        self, model: FairMoEModel, checkpoint: str, task: Task, image_size: int, *, brought: bool = False
+    ) -> None:
         from transformers import AutoTokenizer
 
-        self.task, self.image_size, self.experts = task, image_size, experts
+        self.task, self.image_size, self.brought = task, image_size, brought
         self.tokenizer = AutoTokenizer.from_pretrained(checkpoint)
         mean, std = pixel_statistics(checkpoint)
         self.mean, self.std = mean.to(device()), std.to(device())
         self.shorten = lru_cache(maxsize=2**17)(self._shorten)
-        self.slots: dict[str, MoESlot] = {}
         self.frozen: list[nn.Module] = []
-        self.feature_moes = nn.ModuleDict()
-        if experts.count:
-            with torch.random.fork_rng():
-                torch.manual_seed(seed)
-                self.slots, self.feature_moes = add_experts(model, experts)
-        self.model = model.to(device())
-        self.feature_moes.to(device())
+        self.model = cast(Any, model).to(device())
 
     def train(self, mode: bool = True) -> None:
         """Training mode for what is trained; what is frozen has no dropout, or each step would see other features."""
         self.model.train(mode)
-        self.feature_moes.train(mode)
         for frozen in self.frozen:
             frozen.eval()
-
-    def named_parameters(self) -> dict[str, nn.Parameter]:
-        """All parameters by name, those of the model and those of the feature mixtures."""
-        return dict(self.model.named_parameters()) | {
-            f"feature_moes.{name}": parameter for name, parameter in self.feature_moes.named_parameters()
-        }
 
     def freeze(self, train_blocks: int) -> None:
         """Freeze what lies below the last `train_blocks` blocks of each encoder; 0 freezes nothing.
@@ -134,9 +59,9 @@ class DualEncoder:
         """
         if not train_blocks:
             return
-        for side, tower in (("image", self.model.vision_model), ("text", self.model.text_model)):
+        for side, tower in self.towers.items():
             layers = blocks(tower)
-            if side in self.slots and block_number(tower, self.experts.layer) < len(layers) - train_blocks:
+            if side in self.model.slots and block_number(tower, self.model.experts.layer) < len(layers) - train_blocks:
                 raise ConfigError(
                     f"The experts of the {side} encoder are in a block that is not trained.",
                     where="fair_moe.layer, fair_moe.train_blocks",
@@ -148,34 +73,23 @@ class DualEncoder:
         for module in self.frozen:
             module.requires_grad_(False)
 
+    @property
+    def towers(self) -> dict[str, Any]:
+        """The encoders by side."""
+        return {"image": self.model.encoders.vision_model, "text": self.model.encoders.text_model}
+
     def trunk(self, images: np.ndarray | Tensor, train_blocks: int) -> Tensor:
         """Tokens [n, T, D] that enter the last `train_blocks` blocks of the image encoder."""
-        tower = self.model.vision_model
-        prepared = pixels(images, self.mean, self.std)
-        if tower.config.model_type == "dinov2":
-            tokens = tower.embeddings(prepared)
-        else:
-            other = tower.config.image_size != self.image_size
-            tokens = tower.embeddings(prepared, interpolate_pos_encoding=other)
-            if hasattr(tower, "pre_layrnorm"):
-                tokens = tower.pre_layrnorm(tokens)
-        for layer in blocks(tower)[: -train_blocks or None]:
-            tokens = layer(tokens, attention_mask=None)
-        return tokens
+        return self.model.trunk(pixels(images, self.mean, self.std), train_blocks)
 
     def head(self, tokens: Tensor, train_blocks: int) -> Encoded:
         """The last blocks, the pooling, the feature mixture and the projection."""
-        tower = self.model.vision_model
-        for layer in blocks(tower)[-train_blocks:]:
-            tokens = layer(tokens, attention_mask=None)
-        norm = tower.post_layernorm if hasattr(tower, "post_layernorm") else tower.layernorm
-        pooled = norm(tokens[:, 0]) if self.experts.pooling == "cls" else norm(tokens[:, 1:]).mean(1)
-        return self._project("image", pooled, self.model.visual_projection)
+        return self.model.head(tokens, train_blocks)
 
     @property
     def longest(self) -> int:
         """Tokens that the text encoder takes, the special ones included."""
-        return min(self.tokenizer.model_max_length, self.model.text_model.config.max_position_embeddings)
+        return min(self.tokenizer.model_max_length, self.towers["text"].config.max_position_embeddings)
 
     def _shorten(self, text: str) -> str:
         """A text that the encoder can take whole: one that is too long is cut behind the last word that fits."""
@@ -194,25 +108,7 @@ class DualEncoder:
         tokens = self.tokenizer(
             [self.shorten(text) for text in texts], padding=True, return_tensors="pt", return_token_type_ids=False
         ).to(device())
-        if "text" in self.slots:
-            self.slots["text"].mask = tokens["attention_mask"].bool()
-            self.slots["text"].read = _pooled_token(self.model.text_model.config, tokens["input_ids"])
-        said = self.model.text_model(**tokens)
-        pooled = said.pooler_output
-        if self.experts.pooling == "mean":
-            counted = tokens["attention_mask"][..., None]
-            pooled = (said.last_hidden_state * counted).sum(1) / counted.sum(1)
-        return self._project("text", pooled, self.model.text_projection)
-
-    def _project(self, side: str, pooled: Tensor, projection: nn.Module) -> Encoded:
-        gates: dict[str, Tensor] = {}
-        if side in self.slots:
-            gathered = self.slots[side].gates
-            assert gathered is not None  # the block has just run
-            gates["embedding"] = gathered
-        if side in self.feature_moes:
-            pooled, gates["feature"] = self.feature_moes[side](pooled)
-        return Encoded(F.normalize(projection(pooled).float(), dim=-1), gates)
+        return self.model.encode_text(tokens["input_ids"], tokens["attention_mask"])
 
     def embed(self, images: np.ndarray) -> Tensor:
         """Unit-length image features [n, d]."""
@@ -229,105 +125,74 @@ class DualEncoder:
         """Probabilities [n, L] of unit-length image features: softmax over captions, or absence against presence."""
         prompts = zero_shot_prompts(self.task)
         with torch.inference_mode():
-            scale = self.model.logit_scale.exp()
+            scale = self.model.encoders.logit_scale.exp()
             captions = self.encode_text([prompt for group in prompts for prompt in group]).features
             chance = (scale * features @ captions.T).view(len(features), len(prompts), -1).softmax(-1)
         return chance[:, 0] if self.task.kind == "multiclass" else chance[:, :, 1]
 
     def save(self, folder: Path) -> None:
-        """Write the parameters that were trained, and no others."""
+        """Write the parameters that were trained or brought, and no others."""
         from safetensors.torch import save_file
 
         trained = {
             name: parameter.detach().cpu().contiguous()
-            for name, parameter in self.named_parameters().items()
-            if parameter.requires_grad
+            for name, parameter in self.model.named_parameters()
+            if parameter.requires_grad or (self.brought and name.startswith(IMAGE_ENCODER))
         }
         save_file(trained, folder / WEIGHTS_FILE)
 
 
-def add_experts(model: Any, experts: Experts) -> tuple[dict[str, MoESlot], nn.ModuleDict]:
-    """Put fresh mixtures of experts into both encoders of a CLIPModel or VisionTextDualEncoderModel.
-
-    Returns:
-        By side: the embedding mixtures, which now stand in the blocks, and the feature mixtures, for the caller to run.
-    """
-    slots: dict[str, MoESlot] = {}
-    behind = nn.ModuleDict()
-    shape: dict[str, Any] = {"num_experts": experts.count, "top_k": experts.top_k}
-    for side, tower in (("image", model.vision_model), ("text", model.text_model)):
-        width = tower.config.hidden_size
-        if f"embedding_{side}" in experts.places:
-            place = block_number(tower, experts.layer)
-            alone = experts.pooling == "cls" and place == len(blocks(tower)) - 1
-            block: Any = blocks(tower)[place]
-            # BERT splits its MLP over two modules; the second keeps dropout, residual and norm.
-            whole = hasattr(block, "mlp")
-            mlp = block.mlp if whole else nn.Sequential(block.intermediate, block.output.dense)
-            moe = EmbeddingMoE.from_mlp(
-                mlp,
-                width,
-                **shape,
-                capacity=experts.capacity,
-                gate=experts.gate,
-                renormalise=experts.renormalise,
-            )
-            slots[side] = MoESlot(moe, alone=alone, protected=experts.protect_pooled)
-            if whole:
-                block.mlp = slots[side]
-            else:
-                block.intermediate, block.output.dense = slots[side], nn.Identity()
-        if f"feature_{side}" in experts.places:
-            behind[side] = FeatureMoE(width, **shape, residual=experts.residual)
-    return slots, behind
-
-
-def blocks(tower: Any) -> nn.ModuleList:
-    """The transformer blocks of an encoder, whatever its family calls them."""
-    return tower.encoder.layers if hasattr(tower.encoder, "layers") else tower.encoder.layer
-
-
-def block_number(tower: Any, layer: int) -> int:
-    """The place, from 0, of a block that may be counted from the end.
-
-    Raises:
-        ConfigError: when the encoder has no such block.
-    """
-    count = len(blocks(tower))
-    if not -count <= layer < count:
-        raise ConfigError(
-            f"The encoder has {count} blocks, and none is number {layer}.",
-            where="fair_moe.layer",
-            mend=f"Give a number from {-count} to {count - 1}; -1 is the last block.",
-        )
-    return layer % count
-
-
-def _pooled_token(config: Any, ids: Tensor) -> Tensor:
-    """Place [n] of the token that a text encoder pools: BERT's first, CLIP's end of text."""
-    if config.model_type != "clip_text_model":
-        return torch.zeros(len(ids), dtype=torch.long)
-    # OpenAI's checkpoints name a wrong end of text, 2; transformers then takes the largest id, and so must we.
-    ends = ids if config.eos_token_id == 2 else ids == config.eos_token_id
-    return ends.int().argmax(-1)
-
-
-def load_base(checkpoint: str, task: Task, image_size: int, *, experts: Experts, seed: int) -> DualEncoder:
+def load_base(
+    checkpoint: str, task: Task, image_size: int, *, experts: Experts, seed: int, tower: nn.Module | None = None
+) -> DualEncoder:
     """Load a CLIP or dual-encoder checkpoint from a folder or the hub, in float32, and add fresh experts.
 
+    Args:
+        tower: an image encoder of the same architecture, whose weights take the place of the checkpoint's.
+
     Raises:
-        CheckpointError: when it cannot be found or is of another model type.
+        CheckpointError: when it cannot be found or is of another model type, or the tower is of another architecture.
     """
     from transformers import CLIPModel, VisionTextDualEncoderModel
 
     families: dict[str, Any] = {"clip": CLIPModel, "vision-text-dual-encoder": VisionTextDualEncoderModel}
     config = checkpoint_config(checkpoint, tuple(families))
-    model = families[config.model_type].from_pretrained(checkpoint, dtype=torch.float32)
-    return DualEncoder(model, checkpoint, task, image_size, experts, seed)
+    encoders = families[config.model_type].from_pretrained(checkpoint, dtype=torch.float32)
+    if tower is not None:
+        _take_tower(encoders.vision_model, tower, checkpoint)
+    model = FairMoEModel.from_encoders(encoders, experts, seed=seed)
+    return DualEncoder(model, checkpoint, task, image_size, brought=tower is not None)
+
+
+def _take_tower(encoder: nn.Module, tower: nn.Module, checkpoint: str) -> None:
+    """Copy the weights of an image encoder of the same architecture, in place.
+
+    Raises:
+        CheckpointError: it is of another architecture.
+    """
+    wanted, given = encoder.state_dict(), tower.state_dict()
+    other = [
+        name
+        for name in sorted(wanted.keys() | given.keys())
+        if name not in wanted or name not in given or wanted[name].shape != given[name].shape
+    ]
+    if other:
+        shapes = [list(found[other[0]].shape) if other[0] in found else "missing" for found in (given, wanted)]
+        raise CheckpointError(
+            f"The vision tower of Stage 2 is not of the architecture of the dual encoder's: {len(other)} tensors "
+            f"differ; of the first the shapes are {shapes[0]} and {shapes[1]}.",
+            where=f"{checkpoint}, {other[0]}",
+            mend="Set base_models.dual to the CLIP that the LLaVA's tower was taken from, or init_from to base.",
+        )
+    encoder.load_state_dict(given)
 
 
 def load(folder: Path, checkpoint: str, described: dict[str, Any]) -> DualEncoder:
-    """Load a trained model: the base with its experts, then the parameters that were trained."""
+    """Load a trained model: the base with its experts, then the parameters that were trained.
+
+    Raises:
+        CheckpointError: they are missing, or do not belong to this base or to these experts.
+    """
     from safetensors.torch import load_file
 
     experts = Experts(**described["experts"])
@@ -335,9 +200,10 @@ def load(folder: Path, checkpoint: str, described: dict[str, Any]) -> DualEncode
     weights = folder / WEIGHTS_FILE
     if not weights.is_file():
         raise CheckpointError("The trained weights are missing.", where=str(weights), mend="Run fair_moe again.")
-    named = dual.named_parameters()
+    trained, named = load_file(weights), dict(dual.model.named_parameters())
+    _check_experts(trained, experts, weights)
     with torch.no_grad():
-        for name, value in load_file(weights).items():
+        for name, value in trained.items():
             if name not in named or named[name].shape != value.shape:
                 raise CheckpointError(
                     "The trained weights do not fit the base model.",
@@ -347,6 +213,19 @@ def load(folder: Path, checkpoint: str, described: dict[str, Any]) -> DualEncode
             named[name].copy_(value)
     dual.train(False)
     return dual
+
+
+def _check_experts(trained: dict[str, Tensor], experts: Experts, weights: Path) -> None:
+    """Refuse weights of mixtures with another number of experts than `model.json` says."""
+    for name, value in trained.items():
+        # The last layer of a gate has a row per expert.
+        gate = name.endswith((".gate.2.bias", ".gate.bias"))
+        if gate and len(value) != experts.count:
+            raise CheckpointError(
+                f"The trained weights are of mixtures with {len(value)} experts, and model.json says {experts.count}.",
+                where=f"{weights}, tensor {name}",
+                mend="Take both files from the same run of fair_moe, or run it again.",
+            )
 
 
 def save(dual: DualEncoder, folder: Path, *, name: str, seed: int) -> None:
@@ -359,5 +238,5 @@ def save(dual: DualEncoder, folder: Path, *, name: str, seed: int) -> None:
         task=dual.task,
         image_size=dual.image_size,
         seed=seed,
-        experts=vars(dual.experts),
+        experts=asdict(dual.model.experts),
     )

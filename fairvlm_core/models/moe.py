@@ -7,10 +7,30 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+
+class Routing(NamedTuple):
+    """Where a mixture sends its tokens; M experts, [..., M] being [B, T, M], or [B, M] of a feature mixture.
+
+    Attributes:
+        logits: what the gate says, in float32 at least.
+        routed: bool, the experts that Top_r gives a token; none to padding.
+        kept: bool, those that also have a slot for it (Top_c).
+        gates: the sparse weights, 0 where not kept.
+    """
+
+    logits: Tensor
+    routed: Tensor
+    kept: Tensor
+    gates: Tensor
+
+    def select(self, rows: Tensor) -> Routing:
+        """The routing of some of the samples."""
+        return Routing(*(part[rows] for part in self))
 
 
 def _mlp(dim: int, hidden: int, out: int) -> nn.Sequential:
@@ -32,10 +52,10 @@ def _check_sizes(dim: int, num_experts: int, top_k: int) -> None:
         raise ValueError(f"top_k must lie between 1 and the number of experts, {num_experts}, not {top_k}.")
 
 
-def _gate_weights(gate: nn.Module, x: Tensor) -> Tensor:
-    """Softmax over the experts, in float32 at least: [..., D] -> [..., M]."""
+def _gate_logits(gate: nn.Module, x: Tensor) -> Tensor:
+    """In float32 at least: [..., D] -> [..., M]."""
     logits = gate(x)
-    return logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(-1)
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def top_experts(weights: Tensor, top_k: int) -> Tensor:
@@ -168,6 +188,11 @@ class EmbeddingMoE(nn.Module):
         Raises:
             ValueError: shapes that do not fit.
         """
+        routing = self.route(x, mask, protect)
+        return self.mix(x, routing, read), routing.gates
+
+    def route(self, x: Tensor, mask: Tensor | None = None, protect: Tensor | None = None) -> Routing:
+        """Where the tokens go, all of them, whichever are read; arguments as of a call."""
         if x.ndim != 3 or x.shape[-1] != self.dim:
             raise ValueError(f"x must be [B, T, D] with D = {self.dim}, not {list(x.shape)}.")
         tokens = torch.full(x.shape[:1], x.shape[1], device=x.device)
@@ -178,7 +203,8 @@ class EmbeddingMoE(nn.Module):
             tokens = mask.sum(1)
             # What padding holds is nobody's business; a NaN in it would reach the gate's gradient through the softmax.
             x = x.masked_fill(~mask.unsqueeze(-1), 0.0)
-        weights = _gate_weights(self.gate, x)
+        logits = _gate_logits(self.gate, x)
+        weights = logits.softmax(-1)
         routed = top_experts(weights, self.top_k)
         if mask is not None:
             routed &= mask.unsqueeze(-1)
@@ -187,12 +213,16 @@ class EmbeddingMoE(nn.Module):
         if self.renormalise:
             # A token that keeps no expert has nothing to scale, and no gradient.
             gates = gates / gates.sum(-1, keepdim=True).masked_fill(~kept.any(-1, keepdim=True), 1.0)
+        return Routing(logits, routed, kept, gates)
+
+    def mix(self, x: Tensor, routing: Routing, read: Tensor | None = None) -> Tensor:
+        """What the experts make of x [B, T, D]: [B, T, D], 0 where it is not read."""
+        gates, kept = routing.gates, routing.kept
         if read is None:
-            out = mix_experts(x.flatten(0, 1), gates.flatten(0, 1), kept.flatten(0, 1), self.experts)
-            return out.view_as(x), gates
+            return mix_experts(x.flatten(0, 1), gates.flatten(0, 1), kept.flatten(0, 1), self.experts).view_as(x)
         place = torch.arange(len(x), device=x.device), read.to(x.device)
         out = mix_experts(x[place], gates[place], kept[place], self.experts)
-        return torch.zeros_like(x).index_put_(place, out), gates
+        return torch.zeros_like(x).index_put_(place, out)
 
     def _slots(self, tokens: Tensor) -> Tensor:
         """alpha [B] for the number of tokens [B]; in float64, for in float32 3.0000001 would be rounded up to 4.
@@ -233,13 +263,22 @@ class FeatureMoE(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x [B, D] to out [B, D] and the sparse gate weights [B, M]; ValueError for another shape."""
+        routing = self.route(x)
+        return self.mix(x, routing), routing.gates
+
+    def route(self, x: Tensor) -> Routing:
+        """Where the features [B, D] go."""
         if x.ndim != 2 or x.shape[-1] != self.dim:
             raise ValueError(f"x must be [B, D] with D = {self.dim}, not {list(x.shape)}.")
-        weights = _gate_weights(self.gate, x)
+        logits = _gate_logits(self.gate, x)
+        weights = logits.softmax(-1)
         kept = top_experts(weights, self.top_k)
-        gates = weights.masked_fill(~kept, 0.0)
-        out = mix_experts(x, gates, kept, self.experts)
-        return (x + out if self.residual else out), gates
+        return Routing(logits, kept, kept, weights.masked_fill(~kept, 0.0))
+
+    def mix(self, x: Tensor, routing: Routing) -> Tensor:
+        """What the experts make of x [B, D], and x itself where they add to it."""
+        out = mix_experts(x, routing.gates, routing.kept, self.experts)
+        return x + out if self.residual else out
 
 
 @torch.no_grad()

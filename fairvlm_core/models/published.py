@@ -115,7 +115,7 @@ def prepare_processor(checkpoint: str, config: Any, image_size: int | None = Non
     _check_count(checkpoint, config, fields, side)
     image_tokens(config, image_size or side)
     processor = LlavaProcessor(
-        _image_processor(checkpoint, pictures, image_size or side), tokenizer, image_token=IMAGE, **fields
+        square_processor(checkpoint, pictures, image_size or side), tokenizer, image_token=IMAGE, **fields
     )
     template = settings.get("chat_template") or getattr(tokenizer, "chat_template", None)
     processor.chat_template = template
@@ -234,8 +234,17 @@ def _check_count(checkpoint: str, config: Any, fields: dict[str, Any], side: int
         )
 
 
-def _image_processor(checkpoint: str, pictures: dict[str, Any], side: int) -> Any:
-    """The central square, as the image store keeps it, normalised as the checkpoint says."""
+def square_processor(checkpoint: str, pictures: dict[str, Any], side: int) -> Any:
+    """The central square, as the image store keeps it, normalised as the checkpoint says.
+
+    Args:
+        checkpoint: for the error's words.
+        pictures: settings of its image processor.
+        side: in pixels, of what it is to make.
+
+    Raises:
+        CheckpointError: it does not normalise.
+    """
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
     if not pictures.get("do_normalize", True) or not pictures.get("do_rescale", True):

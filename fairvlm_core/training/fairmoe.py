@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fairvlm_core.losses import transport_distances
-from fairvlm_core.models.dual import DualEncoder, Encoded
-from fairvlm_core.models.moe import routing_statistics
+from fairvlm_core.losses import importance_loss, load_loss, router_z_loss, transport_distances
+from fairvlm_core.models.dual import DualEncoder
+from fairvlm_core.models.fair_moe import Encoded, blocks
+from fairvlm_core.models.moe import Routing, routing_statistics
 from fairvlm_core.training.engine import Schedule, one_pass
 from fairvlm_core.training.job import Job, Tower
 from fairvlm_core.training.objectives import (
@@ -30,7 +32,7 @@ from fairvlm_core.training.objectives import (
 def train_fair_moe(dual: DualEncoder, job: Job, config: Any) -> dict[str, list]:
     """The contrastive loss plus FOL, all group batches in the forward pass of the batch (Fair-MoE)."""
     dual.freeze(config.train_blocks)
-    depth = config.train_blocks or len(dual.model.vision_model.encoder.layers)
+    depth = config.train_blocks or len(blocks(dual.towers["image"]))
     compute = lambda images: dual.trunk(images, depth)  # noqa: E731 (two towers share it)
     frozen = bool(config.train_blocks)
     dual.train(False)
@@ -46,6 +48,8 @@ def train_fair_moe(dual: DualEncoder, job: Job, config: Any) -> dict[str, list]:
         "dispersion_feature_image": config.feature_image_weight,
         "dispersion_feature_text": config.feature_text_weight,
     }
+
+    balance = {"importance": config.importance_weight, "load": config.load_weight, "z": config.z_weight}
 
     # CLIP's own loss needs no groups: encoding them would cost more than the batch.
     draws = config.group_batches == "drawn" and any(weights.values())
@@ -66,17 +70,19 @@ def train_fair_moe(dual: DualEncoder, job: Job, config: Any) -> dict[str, list]:
         tokens = train(Batch(indices[said], repeated[said]), generator if job.augment else None)
         image = dual.head(tokens, depth)
         spoken = [text for text in texts if text is not None]
-        text, mask = encode_unique(dual, spoken)
+        text = encode_unique(dual, spoken)
         first = slice(0, layout.batch)
         same = same_text(spoken[: layout.batch]).to(tokens.device)
-        scale = dual.model.logit_scale.exp().clamp(max=100)
+        scale = dual.model.encoders.logit_scale.exp().clamp(max=100)
         contrast = image_text_loss(image.features[first], text.features[first], same, scale)
-        fol = fairness_oriented_loss(image, text, layout, (None, mask), distances=distances)
+        fol = fairness_oriented_loss(image, text, layout, distances=distances)
         loss = contrast + sum(weights[name] * value for name, value in fol.items())
+        even = _balance((image, text), balance)
         return {
-            "loss": loss,
+            "loss": loss + sum(balance[name] * value for name, value in even.items()),
             "contrast": contrast.detach(),
             **_detached(fol),
+            **_detached(even),
             **_routing(dual, {"image": image, "text": text}),
         }
 
@@ -89,11 +95,32 @@ def train_fair_moe(dual: DualEncoder, job: Job, config: Any) -> dict[str, list]:
         return found
 
     schedule = Schedule(config.epochs, config.learning_rate, weight_decay=config.weight_decay)
-    return {"training": job.fit(dual.named_parameters(), schedule, one_pass(losses), score, "fair_moe")}
+    return {"training": job.fit(dict(dual.model.named_parameters()), schedule, one_pass(losses), score, "fair_moe")}
 
 
 def _detached(terms: dict[str, Any]) -> dict[str, Any]:
     return {name: value.detach() if isinstance(value, Tensor) else value for name, value in terms.items()}
+
+
+def _balance(sides: Sequence[Encoded], weights: Mapping[str, float]) -> dict[str, Tensor]:
+    """The auxiliary losses that have a weight, each summed over the mixtures."""
+    found: dict[str, Tensor] = {}
+    mixtures = [_counted(routing, encoded.mask) for encoded in sides for routing in encoded.routing.values()]
+    for routing in mixtures if any(weights.values()) else ():
+        each = {
+            "importance": importance_loss(routing.gates),
+            "load": load_loss(routing.logits, routing.routed),
+            "z": router_z_loss(routing.logits),
+        }
+        for name, value in each.items():
+            if weights[name]:
+                found[name] = found[name] + value if name in found else value
+    return found
+
+
+def _counted(routing: Routing, mask: Tensor | None) -> Routing:
+    """The routing of the tokens alone, padding left out: [N, M]."""
+    return routing.select(mask) if mask is not None and routing.gates.ndim == 3 else routing
 
 
 def _routing(dual: DualEncoder, encoded: dict[str, Encoded]) -> dict[str, float]:
@@ -103,12 +130,11 @@ def _routing(dual: DualEncoder, encoded: dict[str, Encoded]) -> dict[str, float]
     """
     found = {}
     for side, one in encoded.items():
-        if "feature" in one.gates:
-            figures = routing_statistics(one.gates["feature"])
+        if "feature" in one.routing:
+            figures = routing_statistics(one.routing["feature"].gates)
             found[f"{side}.feature"] = {name: value for name, value in figures.items() if "drop" not in name}
-        if side in dual.slots:
-            slot = dual.slots[side]
-            assert slot.gates is not None  # the block has just run
+        if side in dual.model.slots:
+            slot = dual.model.slots[side]
             token = 0 if slot.read is None else slot.read
-            found[f"{side}.embedding"] = routing_statistics(slot.gates, slot.mask, token)
+            found[f"{side}.embedding"] = routing_statistics(slot.routing.gates, slot.mask, token)
     return {f"routing.{place}.{name}": value for place, figures in found.items() for name, value in figures.items()}

@@ -19,7 +19,8 @@ from fairvlm_core.losses import (
     transport_distances,
 )
 from fairvlm_core.losses.answers import answer_bce, instruction_loss, option_cross_entropy
-from fairvlm_core.models.dual import DualEncoder, Encoded
+from fairvlm_core.models.dual import DualEncoder
+from fairvlm_core.models.fair_moe import Encoded
 from fairvlm_core.models.packing import Turn, pack
 from fairvlm_core.models.vlm import VLM
 from fairvlm_core.training.batches import Samples
@@ -242,7 +243,6 @@ def fairness_oriented_loss(
     image: Encoded,
     text: Encoded,
     layout: GroupBatches,
-    masks: tuple[Tensor | None, Tensor | None],
     *,
     distances: Distances = transport_distances,
 ) -> Terms:
@@ -250,16 +250,18 @@ def fairness_oriented_loss(
 
     Args:
         distances: from the batch's cosines to those of each group; see `sinkhorn_distances` for the paper's.
-        masks: which tokens count in the embedding mixtures of image and text; padding must not enter a variance.
+            Padding enters no variance: an encoded side knows which of its tokens count.
     """
     cosines = (image.features * text.features).sum(1)
     batch = slice(0, layout.batch)
     parts = layout.groups
     terms: Terms = {"distance": distances(cosines[batch], [cosines[part] for part in parts]).sum()}
-    for side, encoded, mask in (("image", image, masks[0]), ("text", text, masks[1])):
-        for kind, gates in encoded.gates.items():
+    for side, encoded in (("image", image), ("text", text)):
+        for kind, routing in encoded.routing.items():
 
-            def chosen(part: slice | Tensor, gates: Tensor = gates, mask: Tensor | None = mask) -> Tensor:
+            def chosen(
+                part: slice | Tensor, gates: Tensor = routing.gates, mask: Tensor | None = encoded.mask
+            ) -> Tensor:
                 return gates[part][mask[part]] if mask is not None and gates.ndim == 3 else gates[part]
 
             terms[f"dispersion_{kind}_{side}"] = gate_dispersion(chosen(batch), [chosen(part) for part in parts])
@@ -292,12 +294,9 @@ def shared_groups(groups: np.ndarray) -> tuple[Tensor, ...]:
     return tuple(torch.from_numpy(places) for places in found if len(places) > 1)
 
 
-def encode_unique(dual: DualEncoder, texts: Sequence[str]) -> tuple[Encoded, Tensor | None]:
-    """Encode each different text once and spread the result: features [n, d], gates, and the token mask [n, T]."""
+def encode_unique(dual: DualEncoder, texts: Sequence[str]) -> Encoded:
+    """Encode each different text once and spread the result over the n texts."""
     unique = list(dict.fromkeys(texts))
-    encoded = dual.encode_text(unique)
     place = {text: number for number, text in enumerate(unique)}
-    rows = torch.tensor([place[text] for text in texts], device=encoded.features.device)
-    gates = {name: value[rows] for name, value in encoded.gates.items()}
-    mask = dual.slots["text"].mask if "text" in dual.slots else None
-    return Encoded(encoded.features[rows], gates), None if mask is None else mask[rows]
+    encoded = dual.encode_text(unique)
+    return encoded.select(torch.tensor([place[text] for text in texts], device=encoded.features.device))

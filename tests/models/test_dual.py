@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from fairvlm_core.cohort.prompts import zero_shot_prompts
 from fairvlm_core.errors import CheckpointError, ConfigError
 from fairvlm_core.models import load, pixels, tiny
-from fairvlm_core.models.dual import Experts, add_experts, blocks, load_base, save
+from fairvlm_core.models.dual import load_base, save
+from fairvlm_core.models.fair_moe import Experts, FairMoEConfig, FairMoEModel, blocks
 from fairvlm_core.models.moe import EmbeddingMoE
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, SIZE, SIZE, 3)).astype(np.uint8)
@@ -57,10 +58,12 @@ def fresh(checkpoint, experts=NONE, task="multiclass"):
 def test_without_experts_the_features_are_those_of_transformers(checkpoint):
     dual = fresh(checkpoint)
     with torch.no_grad():
-        expected = dual.model.get_image_features(pixel_values=pixels(IMAGES, dual.mean, dual.std)).pooler_output
+        expected = dual.model.encoders.get_image_features(
+            pixel_values=pixels(IMAGES, dual.mean, dual.std)
+        ).pooler_output
         tokens = dual.tokenizer(TEXTS, padding=True, return_tensors="pt", return_token_type_ids=False)
-        spoken = dual.model.get_text_features(**tokens).pooler_output
-        for depth in (1, 2, len(blocks(dual.model.vision_model))):
+        spoken = dual.model.encoders.get_text_features(**tokens).pooler_output
+        for depth in (1, 2, len(blocks(dual.model.encoders.vision_model))):
             found = dual.head(dual.trunk(IMAGES, depth), depth).features
             torch.testing.assert_close(found, F.normalize(expected, dim=-1), atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(dual.encode_text(TEXTS).features, F.normalize(spoken, dim=-1), atol=1e-5, rtol=1e-4)
@@ -72,12 +75,12 @@ def test_scores_are_the_softmax_over_the_captions(checkpoint, task):
     found = dual.score(IMAGES)
     with torch.no_grad():
         image = F.normalize(
-            dual.model.get_image_features(pixel_values=pixels(IMAGES, dual.mean, dual.std)).pooler_output
+            dual.model.encoders.get_image_features(pixel_values=pixels(IMAGES, dual.mean, dual.std)).pooler_output
         )
         columns = []
         for group in zero_shot_prompts(TASKS[task]):
             captions = torch.cat([dual.encode_text([text]).features for text in group])
-            chance = (dual.model.logit_scale.exp() * image @ captions.T).double().softmax(1)
+            chance = (dual.model.encoders.logit_scale.exp() * image @ captions.T).double().softmax(1)
             columns.append(chance if task == "multiclass" else chance[:, 1:])
     np.testing.assert_allclose(found, torch.cat(columns, 1).numpy(), atol=1e-5)
 
@@ -99,13 +102,15 @@ def test_experts_run_on_the_pooled_token_alone_and_nothing_changes(checkpoint, m
         dual = fresh(checkpoint, Experts(capacity=0.4))
         found = dual.head(dual.trunk(IMAGES, 1), 1), dual.encode_text(TEXTS)
         torch.manual_seed(0)
-        values = [value for side in found for value in (side.features, *side.gates.values())]
+        values = [
+            value for side in found for value in (side.features, *(routing.gates for routing in side.routing.values()))
+        ]
         sum((value * torch.randn_like(value)).sum() for value in values).backward()
-        return values + [p.grad for p in dual.named_parameters().values() if p.grad is not None]
+        return values + [p.grad for p in dual.model.parameters() if p.grad is not None]
 
     mine = outcome()
-    forward = EmbeddingMoE.forward
-    monkeypatch.setattr(EmbeddingMoE, "forward", lambda self, x, mask, *_: forward(self, x, mask))
+    mix = EmbeddingMoE.mix
+    monkeypatch.setattr(EmbeddingMoE, "mix", lambda self, x, routing, read: mix(self, x, routing))
     wanted = outcome()
     assert len(mine) == len(wanted)
     for a, b in zip(mine, wanted, strict=True):
@@ -116,9 +121,9 @@ def test_gates_of_padding_are_zero_and_padding_changes_nothing(checkpoint):
     dual = fresh(checkpoint, Experts())
     with torch.no_grad():
         together = dual.encode_text(TEXTS)
-        mask = dual.slots["text"].mask
-        assert (together.gates["embedding"][~mask] == 0).all()
-        assert together.gates["feature"].shape == (3, 4)
+        mask = dual.model.slots["text"].mask
+        assert (together.routing["embedding"].gates[~mask] == 0).all()
+        assert together.routing["feature"].gates.shape == (3, 4)
         for row, text in enumerate(TEXTS):
             alone = dual.encode_text([text]).features[0]
             torch.testing.assert_close(together.features[row], alone, atol=1e-5, rtol=1e-4)
@@ -143,10 +148,10 @@ def test_the_pooled_token_keeps_its_experts_where_it_is_protected(checkpoint):
         dual = fresh(checkpoint, Experts(capacity=0.1, top_k=1, protect_pooled=protected, renormalise=protected))
         with torch.no_grad():
             gates = (
-                dual.encode_text(TEXTS * 8).gates["embedding"],
-                dual.head(dual.trunk(IMAGES, 1), 1).gates["embedding"],
+                dual.encode_text(TEXTS * 8).routing["embedding"].gates,
+                dual.head(dual.trunk(IMAGES, 1), 1).routing["embedding"].gates,
             )
-        read = dual.slots["text"].read
+        read = dual.model.slots["text"].read
         pooled = torch.cat([gates[0][torch.arange(len(read)), read], gates[1][:, 0]])
         lost[protected] = (pooled == 0).all(1).float().mean().item()
         if protected:
@@ -161,7 +166,7 @@ def test_experts_are_where_they_are_asked_for(checkpoint, kind, side):
     dual = fresh(checkpoint, Experts(places=(f"{kind}_{side}",)))
     with torch.no_grad():
         found = {"image": dual.head(dual.trunk(IMAGES, 1), 1), "text": dual.encode_text(TEXTS)}
-    assert {name: list(encoded.gates) for name, encoded in found.items()} == {
+    assert {name: list(encoded.routing) for name, encoded in found.items()} == {
         "image": [kind] if side == "image" else [],
         "text": [kind] if side == "text" else [],
     }
@@ -172,34 +177,33 @@ def test_what_a_dropped_patch_is_given_reaches_the_feature_from_an_earlier_block
     checkpoint, layer, reaches, monkeypatch
 ):
     dual = fresh(checkpoint, Experts(count=3, top_k=1, capacity=0.3, layer=layer, places=("embedding_image",)))
-    forward = EmbeddingMoE.forward
+    mix = EmbeddingMoE.mix
 
-    def disturbed(self, x, mask, *_):
-        out, gates = forward(self, x, mask)
-        dropped = (gates == 0).all(-1, keepdim=True)
+    def disturbed(self, x, routing, _):
+        dropped = (routing.gates == 0).all(-1, keepdim=True)
         dropped[:, 0] = False
         assert dropped.any()
-        return out + dropped * torch.linspace(-1, 1, x.shape[-1]), gates
+        return mix(self, x, routing) + dropped * torch.linspace(-1, 1, x.shape[-1])
 
     before = dual.embed(IMAGES)
-    monkeypatch.setattr(EmbeddingMoE, "forward", disturbed)
+    monkeypatch.setattr(EmbeddingMoE, "mix", disturbed)
     assert bool((dual.embed(IMAGES) - before).abs().max() > 1e-4) == reaches
 
 
 def test_the_mean_is_read_where_it_is_asked_for(checkpoint):
     plain, dual = fresh(checkpoint), fresh(checkpoint, Experts(count=0, pooling="mean"))
-    tower = plain.model.vision_model
+    tower = plain.model.encoders.vision_model
     with torch.no_grad():
         state = tower(pixel_values=pixels(IMAGES, plain.mean, plain.std), output_hidden_states=True).hidden_states[-1]
         norm = tower.post_layernorm if hasattr(tower, "post_layernorm") else tower.layernorm
         patches = torch.stack([norm(row)[1:].mean(0) for row in state])
-        expected = F.normalize(plain.model.visual_projection(patches), dim=-1)
+        expected = F.normalize(plain.model.encoders.visual_projection(patches), dim=-1)
         torch.testing.assert_close(dual.embed(IMAGES), expected, atol=1e-5, rtol=1e-4)
         words = []
         for text in TEXTS:
             ids = plain.tokenizer(text, return_tensors="pt")["input_ids"]
-            words.append(plain.model.text_model(input_ids=ids).last_hidden_state[0].mean(0))
-        expected = F.normalize(plain.model.text_projection(torch.stack(words)), dim=-1)
+            words.append(plain.model.encoders.text_model(input_ids=ids).last_hidden_state[0].mean(0))
+        expected = F.normalize(plain.model.encoders.text_projection(torch.stack(words)), dim=-1)
         torch.testing.assert_close(dual.encode_text(TEXTS).features, expected, atol=1e-5, rtol=1e-4)
 
 
@@ -212,7 +216,7 @@ def test_the_mean_is_read_where_it_is_asked_for(checkpoint):
 )
 def test_four_experts_make_the_papers_number_of_parameters(size, vision, text, projection, millions):
     """Fair-MoE: about 200 M and 500 M. From the published configurations, without any weights."""
-    from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
+    from transformers import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
 
     names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "patch_size", "image_size")
     sides = [
@@ -220,9 +224,9 @@ def test_four_experts_make_the_papers_number_of_parameters(size, vision, text, p
         for kind, values in ((CLIPTextConfig, text), (CLIPVisionConfig, vision))
     ]
     with torch.device("meta"):
-        model = CLIPModel(CLIPConfig(text_config=sides[0], vision_config=sides[1], projection_dim=projection))
-        _, behind = add_experts(model, Experts(count=4))
-    count = sum(parameter.numel() for module in (model, behind) for parameter in module.parameters())
+        encoders = CLIPConfig(text_config=sides[0], vision_config=sides[1], projection_dim=projection)
+        model = FairMoEModel(FairMoEConfig(encoders=encoders))
+    count = sum(parameter.numel() for parameter in model.parameters())
     assert count / 1e6 == pytest.approx(millions, rel=0.005)
 
 
@@ -236,13 +240,15 @@ def test_a_block_that_is_not_there_or_not_trained_is_told(checkpoint):
 def test_only_the_last_blocks_train(checkpoint):
     dual = fresh(checkpoint, Experts())
     dual.freeze(1)
-    for name, parameter in dual.named_parameters().items():
+    for name, parameter in dual.model.named_parameters():
         lower = ".embeddings." in name or any(
             f".{kind}.0." in name and "encoder" in name for kind in ("layers", "layer")
         )
         if lower:
             assert not parameter.requires_grad, name
-        if "experts" in name or name.startswith(("visual_projection", "text_projection", "logit_scale")):
+        if "experts" in name or name.startswith(
+            ("encoders.visual_projection", "encoders.text_projection", "encoders.logit_scale")
+        ):
             assert parameter.requires_grad, name
 
 
@@ -251,7 +257,7 @@ def test_what_is_frozen_has_no_dropout(checkpoint):
     dual.freeze(1)
     dual.train()
     assert not any(module.training for frozen in dual.frozen for module in frozen.modules())
-    for tower in (dual.model.vision_model, dual.model.text_model):
+    for tower in (dual.model.encoders.vision_model, dual.model.encoders.text_model):
         assert blocks(tower)[-1].training
         assert not blocks(tower)[0].training
 
@@ -262,7 +268,7 @@ def test_a_trained_model_is_saved_and_loaded_exactly(checkpoint, train_blocks, t
     dual.freeze(train_blocks)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for parameter in dual.named_parameters().values():
+        for parameter in dual.model.parameters():
             if parameter.requires_grad:
                 parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.02)
     save(dual, tmp_path, name="fair_moe", seed=3)

@@ -17,8 +17,11 @@ from fairvlm_core.cohort.prompts import YES, chat, questions
 from fairvlm_core.errors import CheckpointError, ConfigError
 from fairvlm_core.export import export
 from fairvlm_core.files import write_json
-from fairvlm_core.models import load, write_description
+from fairvlm_core.models import load
+from fairvlm_core.models.dual import load_base as load_dual
+from fairvlm_core.models.dual import save as save_dual
 from fairvlm_core.models.export import export_model
+from fairvlm_core.models.fair_moe import Experts
 from fairvlm_core.models.packing import pack
 from fairvlm_core.models.vlm import load_base, save
 
@@ -120,14 +123,42 @@ def test_the_folder_holds_what_serving_needs_and_nothing_else(tmp_path):
     )
 
 
+@pytest.mark.parametrize("size", [32, 64])
+@pytest.mark.parametrize("experts", [Experts(), Experts(count=0), Experts(count=0, pooling="mean")])
+def test_a_dual_encoder_gives_the_same_scores(tmp_path, experts, size):
+    """By transformers' classes alone: processor, tokenizer, the prompts in fairvlm.json, and the model's call."""
+    from transformers import AutoModel, AutoTokenizer
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    base = write_bases(tmp_path / "base", TASK)
+    model = load_dual(str(base / "dual"), TASK, size, experts=experts, seed=0)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.02)
+    (tmp_path / "fair_moe").mkdir()
+    save_dual(model, tmp_path / "fair_moe", name="fair_moe", seed=0)
+    out = tmp_path / "served"
+    export_model(tmp_path / "fair_moe", base, out)
+
+    plain = experts == Experts(count=0)
+    served = AutoModel.from_pretrained(out).eval()
+    assert type(served).__name__ == ("CLIPModel" if plain else "FairMoEModel")
+    images = np.random.default_rng(0).integers(0, 256, (3, size, size, 3)).astype(np.uint8)
+    seen = CLIPImageProcessorPil.from_pretrained(out)([Image.fromarray(image) for image in images], return_tensors="pt")
+    prompts = json.loads((out / "fairvlm.json").read_text())["prompts"]
+    expected = load(tmp_path / "fair_moe", base).score(images)
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    for j, pair in enumerate(prompts):
+        told = tokenizer(pair, padding=True, return_tensors="pt", return_token_type_ids=False)
+        with torch.no_grad():
+            chance = served(**told, pixel_values=seen["pixel_values"]).logits_per_image.softmax(-1)
+        np.testing.assert_allclose(chance[:, 1].numpy(), expected[:, j], atol=1e-5)
+    assert str(tmp_path) not in "".join(file.read_text() for file in out.iterdir() if file.suffix == ".json")
+
+
 def test_what_cannot_be_exported_is_refused(tmp_path):
     base = write_bases(tmp_path / "base", TASK)
-    experts = tmp_path / "fair_moe"
-    experts.mkdir()
-    write_description(experts, name="fair_moe", family="dual", task=TASK, image_size=32, seed=0)
-    with pytest.raises(CheckpointError, match="experts has no plain layout") as caught:
-        export_model(experts, base, tmp_path / "served")
-    assert "registry" in caught.value.mend
     with pytest.raises(CheckpointError, match="no trained model"):
         export_model(tmp_path, base, tmp_path / "served")
     model = trained(tmp_path, base, TASK, 32)

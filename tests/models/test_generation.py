@@ -8,8 +8,8 @@ import torch
 from bases import SIZE, TASKS, write_bases
 
 from fairvlm_core.models import pixels
-from fairvlm_core.models.dual import Experts
 from fairvlm_core.models.dual import load_base as load_dual
+from fairvlm_core.models.fair_moe import Experts
 from fairvlm_core.models.generation import answers_in_words, continue_rows, generate, prompts
 from fairvlm_core.models.vlm import load_base
 

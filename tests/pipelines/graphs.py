@@ -8,6 +8,8 @@ import itertools
 import re
 import shlex
 
+import yaml
+
 OUTSIDE = "fetch_dataset"
 
 
@@ -48,11 +50,21 @@ def pipeline_edges(spec):
     }
 
 
+def interpolated(content, params):
+    """A parsed dvc.yaml with the parameters that its paths name: `${step.field}`."""
+    text = re.sub(
+        r"\$\{(\w+)\.(\w+)\}",
+        lambda m: m[0] if m[1] == "item" else params[m[1]][m[2]],
+        yaml.safe_dump(content, sort_keys=False),
+    )
+    return yaml.safe_load(text)
+
+
 def dvc_edges(content, inputs):
     """Edges of a dvc.yaml: a flag's path is the `--out` of another stage, or lies outside.
 
     Args:
-        content: the parsed file.
+        content: the parsed file, interpolated.
         inputs: step -> names of its inputs; other flags are parameters.
     """
     stages = {}

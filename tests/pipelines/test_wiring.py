@@ -4,11 +4,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from graphs import OUTSIDE, dvc_edges, flags, pipeline_edges, step_of
+from graphs import OUTSIDE, dvc_edges, flags, interpolated, pipeline_edges, step_of
+from kfp import compiler
 
 import pipelines
 from fairvlm_core.steps import STEPS, step_module
 from pipelines.compile import compiled
+from pipelines.fairvlm import default_params, graph
 
 ROOT = Path(pipelines.__file__).parent.parent
 MODELS = ("stage1", "stage2", "fair_moe")
@@ -22,7 +24,7 @@ def spec():
 
 @pytest.fixture(scope="module")
 def dvc():
-    return yaml.safe_load((ROOT / "dvc.yaml").read_text())
+    return interpolated(yaml.safe_load((ROOT / "dvc.yaml").read_text()), default_params())
 
 
 def ports():
@@ -43,6 +45,17 @@ def test_the_pipeline_has_the_steps(spec):
 
 def test_dvc_and_the_pipeline_are_wired_alike(dvc, spec):
     assert dvc_edges(dvc, ports()) == pipeline_edges(spec)
+
+
+def test_fair_moe_can_start_from_stage_2_in_both(dvc, spec, tmp_path):
+    """One parameter moves one wire, and nothing else."""
+    params = default_params()
+    params["fair_moe"] = {**params["fair_moe"], "init_from": "stage2"}
+    compiler.Compiler().compile(graph(params), str(tmp_path / "pipeline.yaml"))
+    edges = pipeline_edges(compiled(tmp_path / "pipeline.yaml")[0])
+    assert edges == dvc_edges(interpolated(yaml.safe_load((ROOT / "dvc.yaml").read_text()), params), ports())
+    moved = edges ^ pipeline_edges(spec)
+    assert moved == {(("fair_moe", None), "start", (origin, None)) for origin in ("base_models", "stage2")}
 
 
 def test_every_input_of_every_step_is_wired(spec):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -11,14 +12,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bases import GROUPS, TASKS, write_bases, write_cohort_with_images
+import torch
+from bases import GROUPS, SIZE, TASKS, write_bases, write_cohort_with_images
 
 from fairvlm_core.errors import CheckpointError, CohortError, ConfigError
 from fairvlm_core.evaluation.metrics import auc
 from fairvlm_core.evaluation.predictions import read_predictions, scores
 from fairvlm_core.files import read_json
 from fairvlm_core.models import load
-from fairvlm_core.models.dual import DualEncoder
+from fairvlm_core.models.dual import DualEncoder, load_base
+from fairvlm_core.models.fair_moe import Experts
 from fairvlm_core.steps import execute, fair_moe, predict, stage1, stage2
 
 DISPERSIONS = [f"{kind}_{side}_weight" for kind in ("embedding", "feature") for side in ("image", "text")]
@@ -98,6 +101,51 @@ def test_images_are_encoded_for_the_groups_only_where_they_are_needed(place, tmp
         assert sum(loads) == pytest.approx(1)
     told = read_json(tmp_path / "out" / "metrics.json", made_by="fair_moe")
     assert sum("routing" in name for name in told) == (0 if "experts" in options else 2)
+
+
+def test_fair_moe_starts_from_the_vision_tower_of_stage_2(trained, tmp_path):
+    """Frozen but for its last block, the tower below it stays what Stage 2 made of it."""
+    inputs = {"cohort": trained / "cohort", "images": trained / "cohort", "base": trained / "base"}
+    config = dataclasses.replace(CONFIGS["fair_moe"], init_from="stage2", epochs=1, train_blocks=1)
+    execute("fair_moe", config, {**inputs, "start": trained / "stage2"}, {"out": tmp_path / "after"})
+    tower = load(trained / "stage2", trained / "base").parts.vision_tower
+    found = load(tmp_path / "after", trained / "base").towers["image"]
+    base = load_base(str(trained / "base" / "dual"), TASKS["binary"], SIZE, experts=Experts(), seed=0).towers["image"]
+    names = [name for name, _ in tower.named_parameters() if ".layers.0." in name or "embed" in name]
+    assert names
+    for name in names:
+        torch.testing.assert_close(found.get_parameter(name), tower.get_parameter(name), atol=0, rtol=0)
+    assert any(not torch.equal(found.get_parameter(name), base.get_parameter(name)) for name in names)
+
+    for wrong, start in (("stage2", "base"), ("stage2", None), ("base", "stage2")):
+        more = {"start": trained / start} if start else {}
+        with pytest.raises(ConfigError, match=f"init_from is {wrong}, and --start is no folder of"):
+            execute(
+                "fair_moe", dataclasses.replace(config, init_from=wrong), {**inputs, **more}, {"out": tmp_path / "no"}
+            )
+    assert not (tmp_path / "no").exists()
+
+
+def test_the_losses_that_keep_experts_busy_are_minimised_where_they_have_a_weight(place, tmp_path):
+    inputs = {"cohort": place / "cohort", "images": place / "cohort", "base": place / "base"}
+    found = {}
+    for weight in (0.0, 1.0):
+        config = dataclasses.replace(
+            CONFIGS["fair_moe"],
+            epochs=3,
+            experts=4,
+            top_k=1,
+            load_weight=weight,
+            z_weight=weight,
+            importance_weight=weight,
+        )
+        execute("fair_moe", config, inputs, {"out": tmp_path / str(weight)})
+        found[weight] = read_json(tmp_path / str(weight) / "history.json", made_by="fair_moe")["training"]
+    names = {"importance", "load", "z"}
+    assert not names & found[0.0][-1].keys()
+    first, last = found[1.0][0], found[1.0][-1]
+    assert names <= last.keys()
+    assert sum(last[name] for name in names) < sum(first[name] for name in names)
 
 
 @pytest.mark.parametrize("name", list(CONFIGS))

@@ -10,8 +10,9 @@ import torch
 from bases import SIZE, TASKS, write_bases, write_cohort_with_images
 
 from fairvlm_core.cohort.prompts import DESCRIBE, chat, questions
-from fairvlm_core.models.dual import Encoded, Experts
 from fairvlm_core.models.dual import load_base as load_dual
+from fairvlm_core.models.fair_moe import Encoded, Experts
+from fairvlm_core.models.moe import Routing
 from fairvlm_core.models.packing import pack
 from fairvlm_core.models.vlm import load_base
 from fairvlm_core.training.batches import read_samples
@@ -185,16 +186,22 @@ def test_image_text_loss_with_equal_texts_equals_a_loop():
     assert float(found) == pytest.approx(sum(terms) / 10)
 
 
+def sent(gates):
+    """A routing of which only the gates are read."""
+    return Routing(gates.log(), gates > 0, gates > 0, gates)
+
+
 def test_fol_equals_loops():
     generator = torch.Generator().manual_seed(0)
     unit = lambda n: torch.nn.functional.normalize(torch.randn(n, 4, generator=generator), dim=1)  # noqa: E731
     gates = [torch.rand(12, 3, 2, generator=generator), torch.rand(12, 2, generator=generator)]
-    image = Encoded(unit(12), {"embedding": gates[0], "feature": gates[1]})
-    text = Encoded(unit(12), {"embedding": gates[0] * 2, "feature": gates[1] + 1})
+    image = Encoded(unit(12), {"embedding": sent(gates[0]), "feature": sent(gates[1])})
+    spoken = unit(12)
     mask = torch.rand(12, 3, generator=generator) < 0.7
     mask[:, 0] = True
+    text = Encoded(spoken, {"embedding": sent(gates[0] * 2), "feature": sent(gates[1] + 1)}, mask)
     layout = GroupBatches(6, (slice(6, 9), slice(9, 12)))
-    found = fairness_oriented_loss(image, text, layout, (None, mask))
+    found = fairness_oriented_loss(image, text, layout)
 
     cosines = (image.features * text.features).sum(1).double().numpy()
     # n = 6 against m = 3: each value of the smaller sample has the mass of two of the larger.
@@ -228,13 +235,15 @@ def test_groups_in_the_batch_are_judged_as_if_they_had_been_drawn():
     features = [torch.nn.functional.normalize(torch.randn(6, 4, generator=generator), dim=1) for _ in range(2)]
     gates = torch.rand(6, 3, 2, generator=generator)
     mask = torch.tensor([[1, 1, 0], [1, 1, 1]] * 3).bool()
-    shared = [Encoded(side, {"embedding": gates}) for side in features]
+    shared = [
+        Encoded(side, {"embedding": sent(gates)}, masked) for side, masked in zip(features, (None, mask), strict=True)
+    ]
     rows = torch.cat([torch.arange(6), *places])
-    drawn = [Encoded(side[rows], {"embedding": gates[rows]}) for side in features]
+    drawn = [side.select(rows) for side in shared]
     ends = np.cumsum([6, *map(len, places)]).tolist()
     slices = tuple(map(slice, ends[:-1], ends[1:]))
-    found = fairness_oriented_loss(*shared, GroupBatches(6, places), (None, mask))
-    wanted = fairness_oriented_loss(*drawn, GroupBatches(6, slices), (None, mask[rows]))
+    found = fairness_oriented_loss(*shared, GroupBatches(6, places))
+    wanted = fairness_oriented_loss(*drawn, GroupBatches(6, slices))
     assert found.keys() == wanted.keys()
     for name, value in wanted.items():
         assert float(value) > 0
@@ -257,8 +266,10 @@ def test_texts_are_encoded_once_and_spread(tmp_path):
     dual.train(False)
     texts = ["a", "b c", "a", "a"]
     with torch.no_grad():
-        found, mask = encode_unique(dual, texts)
+        found = encode_unique(dual, texts)
         expected = dual.encode_text(texts)
     torch.testing.assert_close(found.features, expected.features)
-    torch.testing.assert_close(found.gates["embedding"], expected.gates["embedding"])
-    assert mask.equal(dual.slots["text"].mask)
+    for kind, routing in expected.routing.items():
+        for mine, its in zip(found.routing[kind], routing, strict=True):
+            torch.testing.assert_close(mine, its)
+    assert found.mask.equal(expected.mask)
