@@ -10,7 +10,6 @@ gradients. The model is LLaVA-Med scaled down: image tokens (196, or 576 as at 3
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import tempfile
 from collections.abc import Callable, Sequence
@@ -21,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from side_by_side import machine, speedups, spread, take_turns
+from side_by_side import command, machine, one_thread, speedups, spread, take_turns
 from torch import Tensor, nn
 
 from fairvlm_core.cohort.adapters import generated
@@ -32,7 +31,6 @@ from fairvlm_core.models.packing import Turn, pack
 from fairvlm_core.models.vlm import VLM, load_base
 from fairvlm_core.training.objectives import conversation
 
-TABLE = Path(__file__).with_suffix(".md")
 # Image side and patch side in pixels: 196 and 576 image tokens.
 SHAPES = ((224, 16), (336, 14))
 HIDDEN, LAYERS, HEADS = 256, 4, 4
@@ -284,26 +282,19 @@ def races(folder: Path, image: int, patch: int, *, count: int, **shape: int) -> 
     return [*scoring_races(vlm, images), training_race(learner, images)], vlm
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true", help=f"write the table to {TABLE.name}, too")
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each side")
-    given = parser.parse_args()
-    torch.set_num_threads(1)
+def measure(rounds: int) -> str:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     results: list[Result] = []
     wasted: list[str] = []
-    for image, patch in SHAPES:
-        with tempfile.TemporaryDirectory() as folder:
-            compared, vlm = races(Path(folder), image, patch, count=1)
-            results += [run(race, given.rounds) for race in compared]
-            wasted = waste(vlm)
-    text = table(results, wasted)
-    print(text)
-    if given.write:
-        TABLE.write_text(f"# Answers\n\n`python benchmarks/answers.py --write`\n\n{text}")
+    with one_thread():
+        for image, patch in SHAPES:
+            with tempfile.TemporaryDirectory() as folder:
+                compared, vlm = races(Path(folder), image, patch, count=1)
+                results += [run(race, rounds) for race in compared]
+                wasted = waste(vlm)
+        return table(results, wasted)
 
 
 if __name__ == "__main__":
-    main()
+    command(__file__, __doc__, "Answers", measure)

@@ -9,17 +9,14 @@ gradient. What the rows mean is in benchmarks/README.md.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import tracemalloc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
-from side_by_side import machine, speedups, spread, take_turns
-from threadpoolctl import threadpool_limits
+from side_by_side import command, machine, one_thread, speedups, spread, take_turns
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
@@ -28,7 +25,6 @@ from fairvlm_core.losses.gram import from_cosines
 from fairvlm_core.losses.moments import find_cells, moments_by_covariances, moments_part
 from fairvlm_core.losses.pairs import codes_of
 
-TABLE = Path(__file__).with_suffix(".md")
 SECONDS = 0.3  # how long each side works, at least, before it is the other's turn
 WIDTH = 4096  # of the projector's output, which is the hidden size of a 7B language model
 COVARIANCE_WEIGHT = 0.1
@@ -192,20 +188,12 @@ def table(results: Sequence[Result], memory: dict[str, float]) -> str:
     return "\n".join([*lines, "", f"{machine('torch', 'numpy')} Rounds: {len(results[0].ratios)}."]) + "\n"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true", help=f"write the table to {TABLE.name}, too")
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each side")
-    given = parser.parse_args()
-    torch.set_num_threads(1)
-    with threadpool_limits(1):
+def measure(rounds: int) -> str:
+    with one_thread():
         compared = races()
         memory = {race.name: peak_memory(race.ours) for race in compared if not race.equal}
-        text = table([run(race, given.rounds) for race in compared], memory)
-    print(text)
-    if given.write:
-        TABLE.write_text(f"# Fairness losses\n\n`python benchmarks/fairness_losses.py --write`\n\n{text}")
+        return table([run(race, rounds) for race in compared], memory)
 
 
 if __name__ == "__main__":
-    main()
+    command(__file__, __doc__, "Fairness losses", measure)

@@ -9,21 +9,17 @@ same output, gate weights and gradients as ours. What the rows mean is in benchm
 
 from __future__ import annotations
 
-import argparse
 import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from side_by_side import machine, speedups, spread, take_turns
-from threadpoolctl import threadpool_limits
+from side_by_side import command, machine, one_thread, speedups, spread, take_turns
 from torch import Tensor, nn
 
 from fairvlm_core.models.moe import EmbeddingMoE, top_experts, top_tokens
 
-TABLE = Path(__file__).with_suffix(".md")
 SECONDS = 0.3  # how long each side works, at least, before it is the other's turn
 TOLERANCE = 1e-4  # of the norm of each output and gradient
 
@@ -177,18 +173,10 @@ def table(results: Sequence[Result]) -> str:
     return "\n".join([*lines, "", f"{machine('torch')} Rounds: {len(results[0].ratios)}."]) + "\n"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true", help=f"write the table to {TABLE.name}, too")
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each side")
-    given = parser.parse_args()
-    torch.set_num_threads(1)
-    with threadpool_limits(1):
-        text = table([run(race, given.rounds) for race in races()])
-    print(text)
-    if given.write:
-        TABLE.write_text(f"# Mixture of experts\n\n`python benchmarks/moe.py --write`\n\n{text}")
+def measure(rounds: int) -> str:
+    with one_thread():
+        return table([run(race, rounds) for race in races()])
 
 
 if __name__ == "__main__":
-    main()
+    command(__file__, __doc__, "Mixture of experts", measure)

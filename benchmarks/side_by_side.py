@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from threadpoolctl import threadpool_limits
 
 Step = Callable[[int], object]
 
@@ -62,3 +65,30 @@ def machine(*packages: str) -> str:
     where = "on a GPU" if torch.cuda.is_available() else f"torch threads: {torch.get_num_threads()}"
     processor = names[0] if names else platform.machine()
     return f"{processor}, {cores} cores, {where}; Python {platform.python_version()}, {versions}."
+
+
+def command(script: str, doc: str, title: str, measure: Callable[[int], str], *, rounds: int = 5) -> None:
+    """The command line of a benchmark: print its table and, with `--write`, keep it in the file of its name.
+
+    Args:
+        script, doc: `__file__` and `__doc__` of the benchmark.
+        measure: from the number of rounds to the table as Markdown.
+        rounds: unless the user says otherwise.
+    """
+    file = Path(script).with_suffix(".md")
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true", help=f"write the table to {file.name}, too")
+    parser.add_argument("--rounds", type=int, default=rounds, help="turns of each side")
+    given = parser.parse_args()
+    text = measure(given.rounds)
+    print(text)
+    if given.write:
+        file.write_text(f"# {title}\n\n`python benchmarks/{file.stem}.py --write`\n\n{text}")
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """All numerical libraries work in one thread."""
+    torch.set_num_threads(1)
+    with threadpool_limits(1):
+        yield

@@ -9,7 +9,6 @@ peer is, and what the numbers do not say, is in benchmarks/README.md.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import tempfile
 from collections.abc import Callable, Sequence
@@ -21,7 +20,7 @@ import numpy as np
 import torch
 import transformers
 from PIL import Image
-from side_by_side import Step, machine, speedups, spread, take_turns
+from side_by_side import Step, command, machine, speedups, spread, take_turns
 from torch import Tensor, nn
 
 from fairvlm_core.cohort.adapters import generated
@@ -39,7 +38,6 @@ from fairvlm_core.training.fairmoe import train_fair_moe
 from fairvlm_core.training.job import Job
 from fairvlm_core.training.objectives import Batch, conversation, demographics_of, texts_for
 
-TABLE = Path(__file__).with_suffix(".md")
 SIZE = 64  # pixels, as in params.yaml
 PHOTOGRAPH = 512  # pixels: side of the JPEG files that ingest reads
 PACKAGES = ("torch", "transformers", "peft", "numpy", "pillow")
@@ -287,20 +285,12 @@ def table(results: Sequence[Result]) -> str:
     return "\n".join([*lines, "", f"{machine(*PACKAGES)} Rounds: {len(results[0].ratios)}."]) + "\n"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true", help=f"write the table to {TABLE.name}, too")
-    parser.add_argument("--rounds", type=int, default=9, help="turns of each side")
-    given = parser.parse_args()
+def measure(rounds: int) -> str:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as folder:
-        results = [run(race, given.rounds) for race in races(Path(folder), pictures=128, patients=400, batch_size=64)]
-    text = table(results)
-    print(text)
-    if given.write:
-        TABLE.write_text(f"# Throughput\n\n`python benchmarks/throughput.py --write`\n\n{text}")
+        return table([run(race, rounds) for race in races(Path(folder), pictures=128, patients=400, batch_size=64)])
 
 
 if __name__ == "__main__":
-    main()
+    command(__file__, __doc__, "Throughput", measure, rounds=9)

@@ -10,22 +10,18 @@ FairCLIP's settings take turns. What the rows mean is in benchmarks/README.md.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import ot
 import torch
 from geomloss import SamplesLoss
-from side_by_side import machine, speedups, spread, take_turns
-from threadpoolctl import threadpool_limits
+from side_by_side import command, machine, one_thread, speedups, spread, take_turns
 from torch import Tensor
 
 from fairvlm_core.losses import transport_distances
 
-TABLE = Path(__file__).with_suffix(".md")
 SECONDS = 0.3  # how long each side works, at least, before it is the other's turn
 BLUR = 1e-4  # of FairCLIP's code, which leaves the scaling at geomloss's own
 SCALING = 0.5
@@ -175,18 +171,10 @@ def table(results: Sequence[Result]) -> str:
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true", help=f"write the table to {TABLE.name}, too")
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each side")
-    given = parser.parse_args()
-    torch.set_num_threads(1)
-    with threadpool_limits(1):
-        text = table([run(race, given.rounds) for race in races()])
-    print(text)
-    if given.write:
-        TABLE.write_text(f"# Transport distances\n\n`python benchmarks/transport.py --write`\n\n{text}")
+def measure(rounds: int) -> str:
+    with one_thread():
+        return table([run(race, rounds) for race in races()])
 
 
 if __name__ == "__main__":
-    main()
+    command(__file__, __doc__, "Transport distances", measure)
