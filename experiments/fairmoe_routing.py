@@ -17,8 +17,8 @@ EXPERIMENT = Experiment(
     recipes=(
         FULL,
         FULL.derive("protected", "CLS and EOT keep their experts", {"fair_moe.protect_pooled": True}),
-        FULL.derive("earlier", "experts in the block before", {"fair_moe.layer": -2}),
-        FULL.derive("mean", "the mean is read, not CLS and EOT", {"fair_moe.pooling": "mean"}),
+        FULL.derive("earlier", "Experts in the block before", {"fair_moe.layer": -2}),
+        FULL.derive("mean", "The mean is read, not CLS and EOT", {"fair_moe.pooling": "mean"}),
     ),
     reference=FULL.name,
     trained="fair_moe",

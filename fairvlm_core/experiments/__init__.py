@@ -11,7 +11,7 @@ from fairvlm_core.experiments.grid import Experiment
 EXPERIMENTS = {
     "fairmed_table2": "experiments.fairmed_table2",
     "fairmed_table4": "experiments.fairmed_table4",
-    "fairmoe_table1": "experiments.fairmoe_table1",
+    **{f"fairmoe_table{number}": f"experiments.fairmoe_table{number}" for number in range(1, 7)},
     "fairmoe_routing": "experiments.fairmoe_routing",
 }
 
@@ -23,7 +23,10 @@ def load_experiment(name: str) -> Experiment:
         ConfigError: when there is none of that name, or the grids are not installed.
     """
     if name not in EXPERIMENTS:
-        raise ConfigError(f'There is no experiment "{name}".', mend=nearest(name, EXPERIMENTS))
+        raise ConfigError(
+            f'There is no experiment "{name}".',
+            mend=f"{nearest(name, EXPERIMENTS)} `fairvlm experiment` says what each of them compares.",
+        )
     try:
         return importlib.import_module(EXPERIMENTS[name]).EXPERIMENT
     except ModuleNotFoundError as error:

@@ -68,6 +68,8 @@ class Experiment:
 
     Attributes:
         trained: the step whose model is judged, of `JUDGED`.
+        apart: whether there is a model for each attribute of that step's `attributes`, judged on that attribute, as in
+            the paper of Fair-MoE; by default one model is trained for all of them and judged on every attribute.
         toy: "step.field" -> value, the size at which the whole experiment takes a minute.
     """
 
@@ -76,6 +78,7 @@ class Experiment:
     recipes: tuple[Recipe, ...]
     reference: str
     trained: str = "stage2"
+    apart: bool = False
     toy: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -8,27 +8,29 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from fairvlm_core.experiments.tables import ACROSS, measure, metric_name, titles
+from fairvlm_core.evaluation.report.words import attribute_name
+from fairvlm_core.experiments.tables import measure, metric_name, titles
 from fairvlm_core.files import written
 
-# Metric, attribute, and which way is better.
+# Metric, whether it is about an attribute, and which way is better.
 PANELS = (
-    ("accuracy", None, "higher"),
-    ("auc", None, "higher"),
-    ("es_auc", ACROSS, "higher"),
-    ("dpd", ACROSS, "lower"),
-    ("eod", ACROSS, "lower"),
+    ("accuracy", False, "higher"),
+    ("auc", False, "higher"),
+    ("es_auc", True, "higher"),
+    ("dpd", True, "lower"),
+    ("eod", True, "lower"),
 )
 DOT, LINE, REFERENCE = "#1273a3", "#1d2733", "#c4532f"
 
 
 def draw(summary: Mapping[str, Any], path: Path) -> None:
     """A panel per measure, a row per recipe; the reference is drawn in its own colour, with a line through its mean."""
-    only = summary["attributes"][:1]
+    # The mean over the attributes, or the only one; a measure of its own model belongs to an attribute, too.
+    last = summary["attributes"][-1] if summary["attributes"] else None
     panels = [
-        (metric, attribute if attribute is None or attribute in summary["attributes"] else only[0], better)
-        for metric, attribute, better in PANELS
-        if attribute is None or only
+        (metric, last if by_attribute or summary["apart"] else None, better)
+        for metric, by_attribute, better in PANELS
+        if not by_attribute or last
     ]
     named = titles(summary)
     names = list(named)
@@ -48,7 +50,9 @@ def draw(summary: Mapping[str, Any], path: Path) -> None:
         if reference is not None:
             panel.axvline(reference, color=REFERENCE, linewidth=0.8, linestyle=":")
         panel.set_title(metric_name(metric, summary["kind"]), loc="left", fontsize=10, color=LINE)
-        panel.set_xlabel(f"{'' if attribute is None else f'{attribute}, '}{better} is better", fontsize=7)
+        panel.set_xlabel(
+            f"{'' if attribute is None else f'{attribute_name(attribute)}, '}{better} is better", fontsize=7
+        )
         panel.tick_params(labelsize=8)
         panel.spines[["top", "right"]].set_visible(False)
         panel.grid(axis="x", color="#e8ecf0")

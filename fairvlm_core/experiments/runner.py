@@ -7,6 +7,7 @@ folder that is there is finished, for a step puts its output in place only when 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,32 +45,45 @@ class Work:
 
 @dataclass(frozen=True)
 class Run:
-    """One recipe with one seed; `work` has its steps by name, in an order in which they can be done."""
+    """One recipe with one seed, and one attribute where each has a model of its own.
+
+    Attributes:
+        attribute: the one that the model is made fair for and judged on; None where one model is for all.
+        work: its steps by name, in an order in which they can be done.
+    """
 
     recipe: Recipe
     seed: int
+    attribute: str | None
     work: Mapping[str, Work]
 
 
 def plan(experiment: Experiment, params: Params, *, seeds: int, root: Path | None = None) -> list[Run]:
-    """Every run of an experiment, all seeds of the recipes in turn; nothing is read but the names in the release.
+    """Every run of an experiment: by seed, recipe and attribute; nothing is read but the names in the release.
 
     The patients' split, the base models and what is before them have the seeds of `params`: the seed of a run decides
     its training alone, so that runs of the same seed make a pair. The base models are trained on the cohort of
     the unchanged parameters, whatever a recipe does to the balancing: they stand for a published checkpoint.
+
+    Where each attribute has its own model, only the trained step knows: what comes before it is done once for all.
 
     Raises:
         ConfigError: for any recipe whose parameters are wrong, before anything runs.
     """
     if seeds < 1:
         raise ConfigError("An experiment needs a seed.", where="--seeds", mend="Give a number of at least 1.")
-    common = _shared(configs(params, {}, where=experiment.name), root)
+    base, trained = configs(params, {}, where=experiment.name), experiment.trained
+    common = _shared(base, root)
     runs = []
     for seed in range(seeds):
         for recipe in experiment.recipes:
             overrides = {**recipe.overrides, **both(*SEEDED, seed=seed)}
             found = configs(params, overrides, where=f"{experiment.name}, recipe {recipe.name}")
-            runs.append(Run(recipe, seed, _chain(found, recipe, common, experiment.trained)))
+            for attribute in _attributes(experiment, found, base=base):
+                own = found
+                if attribute is not None:
+                    own = {**found, trained: dataclasses.replace(found[trained], attributes=(attribute,))}
+                runs.append(Run(recipe, seed, attribute, _chain(own, recipe, common, trained)))
     return runs
 
 
@@ -106,27 +120,29 @@ def carry_out(runs: Sequence[Run], out: Path) -> list[str]:
     return done
 
 
-def evaluations(runs: Sequence[Run], out: Path) -> dict[str, list[dict[str, Any]]]:
-    """What evaluate found for each recipe, one per seed in the order of the seeds."""
-    found: dict[str, list[dict[str, Any]]] = {}
+def evaluations(runs: Sequence[Run], out: Path) -> dict[str, dict[str | None, list[dict[str, Any]]]]:
+    """What evaluate found for each recipe and attribute (see `Run`), one per seed in the order of the seeds."""
+    found: dict[str, dict[str | None, list[dict[str, Any]]]] = {}
     for run in runs:
         file = out / STEPS_FOLDER / run.work["evaluate"].folder / "evaluation.json"
-        found.setdefault(run.recipe.name, []).append(read_json(file, made_by="experiment"))
+        by_attribute = found.setdefault(run.recipe.name, {})
+        by_attribute.setdefault(run.attribute, []).append(read_json(file, made_by="experiment"))
     return found
 
 
 def run_experiment(
     experiment: Experiment, params: Params, out: Path, *, seeds: int = 5, root: Path | None = None
 ) -> dict[str, Any]:
-    """Run what is missing, then write the table as Markdown, JSON and PNG and a report of one seed into `out`.
+    """Run what is missing, then write the table as Markdown, JSON and PNG and the reports of one seed into `out`.
+
+    There is one report of all the recipes, or where each attribute has its own models, one for each attribute.
 
     Returns:
-        The content of the table.
+        The content of the table, with the folders of every run and the names of the reports.
 
     Raises:
         ConfigError: for wrong parameters, before anything runs, or an `out` that holds other things.
     """
-    from fairvlm_core.evaluation.report import write_side_by_side
     from fairvlm_core.experiments.picture import draw
     from fairvlm_core.experiments.tables import markdown, summarise
     from fairvlm_core.files import written
@@ -139,25 +155,60 @@ def run_experiment(
             mend="Pass a new or an empty folder to --out.",
         )
     carry_out(runs, out)
-    summary = summarise(experiment, evaluations(runs, out), min_cell=runs[0].work["evaluate"].config.min_cell)
+    min_cell = runs[0].work["evaluate"].config.min_cell
+    summary = summarise(experiment, evaluations(runs, out), min_cell=min_cell)
     summary["runs"] = {
-        recipe.name: [
-            {step: f"{STEPS_FOLDER}/{work.folder}" for step, work in run.work.items()}
-            for run in runs
-            if run.recipe.name == recipe.name
-        ]
+        recipe.name: [_described_run(run) for run in runs if run.recipe.name == recipe.name]
         for recipe in experiment.recipes
     }
+    summary["reports"] = _write_reports(experiment, runs, out, min_cell=min_cell)
     write_json(out / f"{experiment.name}.json", summary)
     with written(out / f"{experiment.name}.md") as partial:
         partial.write_text(markdown(summary), encoding="utf-8")
     draw(summary, out / f"{experiment.name}.png")
-    first = {run.recipe.title: out / STEPS_FOLDER / run.work["evaluate"].folder for run in runs if run.seed == 0}
-    min_cell = runs[0].work["evaluate"].config.min_cell
-    write_side_by_side(
-        first, out / f"{experiment.name}.html", title=f"{experiment.title}, the first seed", min_cell=min_cell
-    )
     return summary
+
+
+def _described_run(run: Run) -> dict[str, Any]:
+    folders = {step: f"{STEPS_FOLDER}/{work.folder}" for step, work in run.work.items()}
+    return {"seed": run.seed, "attribute": run.attribute, "steps": folders}
+
+
+def _write_reports(experiment: Experiment, runs: Sequence[Run], out: Path, *, min_cell: int) -> list[str]:
+    """All recipes side by side with the first seed, by attribute where each has its own models; the files' names."""
+    from fairvlm_core.evaluation.report import write_side_by_side
+    from fairvlm_core.evaluation.report.words import attribute_name
+
+    names = []
+    for attribute in dict.fromkeys(run.attribute for run in runs):
+        name, title = experiment.name, experiment.title
+        if attribute is not None:
+            name, title = f"{name}-{attribute}", f"{title}: the models for {attribute_name(attribute)}"
+        names.append(f"{name}.html")
+        first = {
+            run.recipe.title: out / STEPS_FOLDER / run.work["evaluate"].folder
+            for run in runs
+            if (run.seed, run.attribute) == (0, attribute)
+        }
+        write_side_by_side(first, out / names[-1], title=f"{title}, the first seed", min_cell=min_cell)
+    return names
+
+
+def _attributes(experiment: Experiment, found: Mapping[str, Any], *, base: Mapping[str, Any]) -> tuple[str | None, ...]:
+    """Whom the models of a recipe are for: every attribute by itself, or all at once (None)."""
+    if not experiment.apart:
+        return (None,)
+    wanted = base[experiment.trained].attributes
+    where = f"{experiment.name}, {experiment.trained}.attributes"
+    if not wanted:
+        raise ConfigError("A model for each attribute needs an attribute.", where=where, mend="Name one, such as sex.")
+    if found[experiment.trained].attributes != wanted:
+        raise ConfigError(
+            "A recipe cannot change the attributes that each have a model, for the table has a row for each.",
+            where=where,
+            mend="Change them in the parameters of the whole experiment.",
+        )
+    return tuple(dict.fromkeys(wanted))
 
 
 def _shared(found: Mapping[str, Any], root: Path | None) -> dict[str, Work]:
@@ -184,11 +235,13 @@ def _chain(found: Mapping[str, Any], recipe: Recipe, common: Mapping[str, Work],
     images = work["ingest"]
     work["stratify"] = _work("stratify", found["stratify"], {"cohort": images, "validation": work["validate"]})
     seen = {"cohort": work["stratify"], "images": images, "base": work["base_models"]}
-    if trained == "stage2":
+    start: dict[str, Work] = {}
+    if trained == "stage2" or found["fair_moe"].init_from == "stage2":
         work["stage1"] = _work("stage1", found["stage1"], seen)
         work["stage2"] = _work("stage2", found["stage2"], {**seen, "stage1": work["stage1"]})
-    else:
-        work[trained] = _work(trained, found[trained], seen)
+        start = {"start": work["stage2"]}
+    if trained == "fair_moe":
+        work[trained] = _work(trained, found[trained], {**seen, **start})
     model = {**seen, "model": work[trained]}
     config = {"attributes": list(found[trained].attributes), "seed": found[trained].seed}
     if recipe.head == ADVERSARIAL_HEAD:
@@ -225,5 +278,8 @@ def _told(runs: Sequence[Run], total: int) -> str:
         return "for all runs"
     titles = list(dict.fromkeys(run.recipe.title for run in runs))
     seeds = sorted({run.seed for run in runs})
+    attributes = {run.attribute for run in runs}
     shown = titles[0] if len(titles) == 1 else f"{titles[0]} and {len(titles) - 1} more"
+    if len(attributes) == 1 and None not in attributes:
+        shown = f"{shown}, {attributes.pop()}"
     return f"{shown}, seed {seeds[0]}" if len(seeds) == 1 else f"{shown}, {len(seeds)} seeds"

@@ -22,7 +22,9 @@ RANKING = ("auc", "es_auc")  # what a randomised decision, which is no ranking, 
 ACROSS = "mean over attributes"
 LEVEL = 0.05
 
-Judgements = Mapping[str, Sequence[Mapping[str, Any]]]
+# Attribute that a model is for (None: one model for all of them) -> the content of evaluation.json of each seed.
+Judged = Mapping[str | None, Sequence[Mapping[str, Any]]]
+Judgements = Mapping[str, Judged]
 
 
 def summarise(experiment: Experiment, found: Judgements, *, min_cell: int) -> dict[str, Any]:
@@ -33,18 +35,22 @@ def summarise(experiment: Experiment, found: Judgements, *, min_cell: int) -> di
     the reference by the same measure (and attribute).
 
     Args:
-        found: recipe -> the content of evaluation.json of each seed, in the order of the seeds.
+        found: recipe -> attribute -> the content of evaluation.json of each seed, in the order of the seeds.
 
     Returns:
-        experiment, title, reference, seeds, kind, labels, n, min_cell, attributes; `recipes`: a list of {name, title,
-        overrides, head, measures}, the latter a list of {metric, attribute (null for overall), values (per
+        experiment, title, reference, seeds, kind, labels, n, min_cell, apart, attributes; `recipes`: a list of {name,
+        title, overrides, head, measures}, the latter a list of {metric, attribute (null for overall), values (per
         seed), mean, sd, n}; `tests`: a list of {recipe, metric, attribute, n, difference, sd, statistic, p_value,
-        p_holm, cohens_d}.
+        p_holm, cohens_d}. Where each attribute has its own model, every measure belongs to an attribute, and
+        those of "mean over attributes" are means over the models.
     """
-    first = found[experiment.reference][0]
-    attributes = [*first["test"]["attributes"], *([ACROSS] if len(first["test"]["attributes"]) > 1 else [])]
-    measures = [(metric, None) for metric in OVERALL]
-    measures += [(metric, attribute) for attribute in attributes for metric in BY_ATTRIBUTE]
+    models = found[experiment.reference]
+    first = next(iter(models.values()))[0]
+    single = [name for name in models if name is not None] if experiment.apart else list(first["test"]["attributes"])
+    attributes = [*single, *([ACROSS] if len(single) > 1 else [])]
+    measures: list[tuple[str, str | None]] = [] if experiment.apart else [(metric, None) for metric in OVERALL]
+    by_attribute = (*OVERALL, *BY_ATTRIBUTE) if experiment.apart else BY_ATTRIBUTE
+    measures += [(metric, attribute) for attribute in attributes for metric in by_attribute]
     values = {
         recipe.name: {measure: _values(recipe, found[recipe.name], *measure) for measure in measures}
         for recipe in experiment.recipes
@@ -62,11 +68,12 @@ def summarise(experiment: Experiment, found: Judgements, *, min_cell: int) -> di
         "experiment": experiment.name,
         "title": experiment.title,
         "reference": experiment.reference,
-        "seeds": len(found[experiment.reference]),
+        "seeds": len(next(iter(models.values()))),
         "kind": first["kind"],
         "labels": first["labels"],
         "n": first["test"]["n"],
         "min_cell": min_cell,
+        "apart": experiment.apart,
         "attributes": attributes,
         "recipes": [
             {
@@ -122,19 +129,19 @@ def rows(summary: Mapping[str, Any]) -> list[list[str]]:
     """The main table: a row per recipe and attribute; a star marks a significant difference from the reference."""
     lines = []
     for name, title in titles(summary).items():
-        overall = [_cell(summary, name, metric, None) for metric in OVERALL]
         for i, attribute in enumerate(summary["attributes"] or [None]):
+            overall = [_cell(summary, name, metric, attribute if summary["apart"] else None) for metric in OVERALL]
             by = [_cell(summary, name, metric, attribute) if attribute else "–" for metric in BY_ATTRIBUTE]
             shown = attribute_name(attribute) if attribute else "–"
-            lines.append([*([title, *overall] if i == 0 else ["", "", ""]), shown, *by])
+            once = [title, *overall] if i == 0 else ["", "", ""]  # what is said of a model, in the first of its rows
+            lines.append([once[0], shown, *overall, *by] if summary["apart"] else [*once, shown, *by])
     return lines
 
 
 def heads(summary: Mapping[str, Any]) -> list[str]:
     """Heads of the main table."""
-    return ["method", *(metric_name(m, summary["kind"]) for m in OVERALL), "attribute"] + [
-        metric_name(metric, summary["kind"]) for metric in BY_ATTRIBUTE
-    ]
+    overall, by = ([metric_name(metric, summary["kind"]) for metric in part] for part in (OVERALL, BY_ATTRIBUTE))
+    return ["method", "attribute", *overall, *by] if summary["apart"] else ["method", *overall, "attribute", *by]
 
 
 def markdown(summary: Mapping[str, Any]) -> str:
@@ -154,7 +161,8 @@ def markdown(summary: Mapping[str, Any]) -> str:
         for test in summary["tests"]
     ]
     names = ["method", "measure", "attribute", "difference", "t", "p", "p (Holm)", "Cohen's d"]
-    parts = [f"# {summary['title']}", "", *_table(heads(summary), rows(summary), words=(0, 3)), "", caption(summary)]
+    main = _table(heads(summary), rows(summary), words=(0, heads(summary).index("attribute")))
+    parts = [f"# {summary['title']}", "", *main, "", caption(summary)]
     parts += [
         "",
         f"## Each method minus {named[summary['reference']]}, paired over the seeds",
@@ -170,13 +178,14 @@ def terminal(summary: Mapping[str, Any]) -> Table:
     from rich.table import Table
 
     last = summary["attributes"][-1] if summary["attributes"] else None
-    over = "" if last is None else f" ES-AUC and gaps: {attribute_name(last)}."
+    which = "All numbers here" if summary["apart"] else "ES-AUC and gaps"
+    over = "" if last is None else f" {which}: {attribute_name(last)}."
     table = Table(box=box.SIMPLE_HEAD, caption=caption(summary) + over, caption_justify="left", pad_edge=False)
     table.add_column("method")
     for metric in (*OVERALL, *BY_ATTRIBUTE):
         table.add_column(metric_name(metric, summary["kind"]), justify="right", min_width=7)
     for name, title in titles(summary).items():
-        cells = [_cell(summary, name, metric, None) for metric in OVERALL]
+        cells = [_cell(summary, name, metric, last if summary["apart"] else None) for metric in OVERALL]
         cells += ["–" if last is None else _cell(summary, name, metric, last) for metric in BY_ATTRIBUTE]
         table.add_row(title, *cells)
     return table
@@ -195,6 +204,9 @@ def caption(summary: Mapping[str, Any]) -> str:
         ]
     else:
         sentences = [f"{images}; one seed, so nothing can be said about chance."]
+    if summary["apart"]:
+        mean = " The mean over attributes is that over the models." if ACROSS in summary["attributes"] else ""
+        sentences.append(f"Each attribute has its own model, and its row the numbers of that model.{mean}")
     sentences += [
         f"Thresholds and epochs were chosen on validation; groups of fewer than {cell} images are left out; "
         "– where there is no number.",
@@ -225,14 +237,15 @@ def _cell(summary: Mapping[str, Any], recipe: str, metric: str, attribute: str |
     return spread(measure(summary, recipe, metric, attribute), summary["seeds"]) + (" *" if sure else "")
 
 
-def _values(
-    recipe: Recipe, found: Sequence[Mapping[str, Any]], metric: str, attribute: str | None
-) -> list[float | None]:
-    """A measure on the test split of every seed."""
+def _values(recipe: Recipe, found: Judged, metric: str, attribute: str | None) -> list[float | None]:
+    """A measure on the test split of every seed, from the model that it is about."""
+    if attribute == ACROSS and None not in found:
+        each = [_values(recipe, found, metric, one) for one in found]
+        return [_described(values)["mean"] for values in zip(*each, strict=True)]
+    tests = [evaluation["test"] for evaluation in found[None if None in found else attribute]]
     if recipe.head == POSTPROCESS and metric in RANKING:
-        return [None] * len(found)
-    tests = [evaluation["test"] for evaluation in found]
-    if attribute is None:
+        return [None] * len(tests)
+    if metric in OVERALL:
         return [test["overall"][metric] for test in tests]
     if attribute == ACROSS:
         return [test["across"][metric]["mean"] for test in tests]

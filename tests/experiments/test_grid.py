@@ -25,10 +25,12 @@ def test_every_recipe_is_valid_at_both_sizes(name):
     assert grid.name == name
     for params in ({}, changed({}, grid.toy, where=name)):
         runs = plan(grid, params, seeds=5)
-        assert len(runs) == 5 * len(grid.recipes)
-        assert [run.seed for run in runs[:: len(grid.recipes)]] == [0, 1, 2, 3, 4]
+        of_one_seed = len(runs) // 5
+        assert {run.recipe.name for run in runs[:of_one_seed]} == {recipe.name for recipe in grid.recipes}
+        assert [run.seed for run in runs[::of_one_seed]] == [0, 1, 2, 3, 4]
         for run in runs:
             assert grid.trained in run.work
+            assert (run.attribute is None) != grid.apart
             for step in {"stage1", "stage2", "fair_moe"} & set(run.work):
                 config = run.work[step].config
                 assert config.seed == run.seed
@@ -96,15 +98,139 @@ def test_fair_moe_is_compared_with_clip_and_fairclip_on_the_same_images():
 
 
 def test_two_tables_in_one_folder_share_the_full_method():
-    keys = [
-        {
-            run.work["evaluate"].key
-            for run in plan(load_experiment(name), {}, seeds=2)
-            if run.recipe.name == "fairmed_vlm"
-        }
-        for name in EXPERIMENTS
+    def keys(name, recipe):
+        runs = plan(load_experiment(name), {}, seeds=2)
+        return {run.work["evaluate"].key for run in runs if run.recipe.name == recipe}
+
+    assert keys("fairmed_table2", "fairmed_vlm") == keys("fairmed_table4", "fairmed_vlm")
+    full = keys("fairmoe_table1", "fair_moe")
+    assert len(full) == 2 * 2  # seeds and attributes
+    assert all(keys(f"fairmoe_table{number}", "fair_moe") == full for number in range(2, 7))
+    # What Table 2 leaves out makes methods that Table 1 has under their own names.
+    assert keys("fairmoe_table2", "no_experts") == keys("fairmoe_table1", "fairclip")
+    assert keys("fairmoe_table2", "no_dispersion") == keys("fairmoe_table1", "fairclip_experts")
+    assert not full & keys("fairmoe_routing", "fair_moe")  # there, one model is for all attributes
+
+
+F = ("embedding_image_weight", "embedding_text_weight", "feature_image_weight", "feature_text_weight")
+ABLATIONS = {
+    "fairmoe_table2": {
+        "Without FO-MoE (FairCLIP)": {"experts": 0, **dict.fromkeys(F, 0.0)},
+        "Without dispersion (all F)": dict.fromkeys(F, 0.0),
+        "Without L_distance": {"distance_weight": 0.0},
+    },
+    "fairmoe_table3": {
+        "Without F_EI": {"embedding_image_weight": 0.0},
+        "Without F_ET": {"embedding_text_weight": 0.0},
+        "Without F_FI": {"feature_image_weight": 0.0},
+        "Without F_FT": {"feature_text_weight": 0.0},
+    },
+    "fairmoe_table4": {
+        "Embedding mixtures only": {"places": ("embedding_image", "embedding_text")},
+        "Feature mixtures only": {"places": ("feature_image", "feature_text")},
+    },
+    "fairmoe_table5": {
+        "Image side only": {"places": ("embedding_image", "feature_image")},
+        "Text side only": {"places": ("embedding_text", "feature_text")},
+    },
+    "fairmoe_table6": {
+        "Two experts": {"experts": 2},
+        "Eight experts": {"experts": 8},
+        "Capacity 0.5": {"capacity": 0.5},
+        "One expert per token": {"top_k": 1},
+        "As in the authors' code": {
+            "experts": 10,
+            "top_k": 3,
+            "capacity": 0.8,
+            "residual": False,
+            "distance_weight": 1e-4,
+            **dict.fromkeys(F, 1e-4),
+        },
+    },
+}
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_an_ablation_changes_what_its_title_says_and_nothing_else(name):
+    runs = plan(load_experiment(name), {}, seeds=1)
+    full = {run.attribute: run.work for run in runs if run.recipe.title == "Fair-MoE"}
+    assert {run.recipe.title for run in runs} == {"Fair-MoE", *ABLATIONS[name]}
+    for run in runs:
+        for step, work in run.work.items():
+            whole = dataclasses.asdict(full[run.attribute][step].config)
+            changes = {key: value for key, value in dataclasses.asdict(work.config).items() if value != whole[key]}
+            assert changes == (ABLATIONS[name].get(run.recipe.title, {}) if step == "fair_moe" else {})
+
+
+@EACH
+def test_a_title_can_begin_a_sentence(name):
+    assert all(recipe.title[0].isupper() for recipe in load_experiment(name).recipes)
+
+
+def test_each_attribute_has_its_own_model_on_the_same_images():
+    grid = load_experiment("fairmoe_table1")
+    params = {"fair_moe": {"attributes": ["race", "sex", "language"]}}
+    runs = plan(grid, params, seeds=2)
+    assert [(run.seed, run.recipe.name, run.attribute) for run in runs[:4]] == [
+        (0, "clip", "race"),
+        (0, "clip", "sex"),
+        (0, "clip", "language"),
+        (0, "fairclip", "race"),
     ]
-    assert keys[0] == keys[1]
+    assert all(run.work["fair_moe"].config.attributes == (run.attribute,) for run in runs)
+    for step in ("ingest", "validate", "stratify", "base_models"):
+        assert count(runs, step) == 1
+    assert count(runs, "fair_moe") == count(runs, "evaluate") == 2 * 4 * 3
+    told = {work.step: words for work, words in work_of(runs)}
+    assert told["stratify"] == "for all runs"
+    assert told["fair_moe"] == "Fair-MoE, language, seed 1"
+
+    together = plan(dataclasses.replace(grid, apart=False), params, seeds=2)
+    assert [run.attribute for run in together] == [None] * 2 * 4
+    assert {run.work["fair_moe"].config.attributes for run in together} == {("race", "sex", "language")}
+    assert {run.work["base_models"].key for run in (*runs, *together)} == {runs[0].work["base_models"].key}
+    # A model for a single attribute is the same whichever way it is asked for.
+    alone = {"fair_moe": {"attributes": ["sex"]}}
+    keys = [
+        [run.work["evaluate"].key for run in plan(dataclasses.replace(grid, apart=apart), alone, seeds=1)]
+        for apart in (True, False)
+    ]
+    assert keys[0] == keys[1] == [run.work["evaluate"].key for run in runs if (run.seed, run.attribute) == (0, "sex")]
+
+
+def test_only_the_judged_step_knows_of_the_attribute():
+    grid = dataclasses.replace(load_experiment("fairmed_table2"), apart=True)
+    runs = plan(grid, {}, seeds=1)
+    together = plan(load_experiment("fairmed_table2"), {}, seeds=1)
+    assert count(runs, "stage1") == count(together, "stage1")
+    assert count(runs, "stage2") == 2 * count(together, "stage2")
+    for run in runs:
+        assert run.work["stage2"].config.attributes == (run.attribute,)
+        if run.recipe.head != "model":
+            assert run.work[run.recipe.head if run.recipe.head in run.work else "predict"].config["attributes"] == [
+                run.attribute
+            ]
+
+
+def test_fair_moe_may_start_from_stage_2_which_its_attributes_share():
+    params = {"fair_moe": {"init_from": "stage2", "attributes": ["race", "sex"]}}
+    runs = plan(load_experiment("fairmoe_table1"), params, seeds=2)
+    assert count(runs, "stage1") == count(runs, "stage2") == 2
+    assert count(runs, "fair_moe") == 2 * 4 * 2
+    for run in runs:
+        assert run.work["fair_moe"].inputs["start"].key == run.work["stage2"].key
+        assert run.work["predict"].inputs["model"].key == run.work["fair_moe"].key
+
+
+def test_mistakes_about_the_attributes_are_told_before_anything_runs():
+    grid = load_experiment("fairmoe_table1")
+    with pytest.raises(ConfigError, match=r"needs an attribute(.|\n)*fair_moe.attributes"):
+        plan(grid, {"fair_moe": {"attributes": []}}, seeds=1)
+    other = Recipe("other", "Other", {"fair_moe.attributes": ("race",)})
+    with pytest.raises(ConfigError, match="cannot change the attributes"):
+        plan(dataclasses.replace(grid, recipes=(*grid.recipes, other)), {}, seeds=1)
+    twice = plan(grid, {"fair_moe": {"attributes": ["sex", "sex"]}}, seeds=1)
+    assert [run.attribute for run in twice] == ["sex"] * 4
 
 
 def test_the_base_models_do_not_depend_on_a_recipe():

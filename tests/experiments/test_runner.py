@@ -80,10 +80,13 @@ def test_the_tables_are_those_of_the_evaluations(ran):
     assert written == json.loads(json.dumps(summary))
     assert (out / "smaller.md").read_text().startswith(f"# {GRID.title}")
     assert (out / "smaller.png").stat().st_size > 10_000
+    assert summary["reports"] == ["smaller.html"]
     page = (out / "smaller.html").read_text()
     assert all(recipe.title in page for recipe in GRID.recipes)
     for name, runs in summary["runs"].items():
-        (folders,) = runs
+        (run,) = runs
+        assert (run["seed"], run["attribute"]) == (0, None)
+        folders = run["steps"]
         judged = json.loads((out / folders["evaluate"] / "evaluation.json").read_text())
         assert measure(summary, name, "eod", "sex")["values"] == [judged["test"]["attributes"]["sex"]["eod"]]
         weight = json.loads((out / folders["stage2"] / "config.json").read_text())["fairness_weight"]
@@ -93,7 +96,8 @@ def test_the_tables_are_those_of_the_evaluations(ran):
 
 def test_the_post_processed_decisions_are_evaluated_at_one_half(ran):
     out, summary, _, _ = ran
-    for folders in summary["runs"]["postprocessed"]:
+    for run in summary["runs"]["postprocessed"]:
+        folders = run["steps"]
         judged = json.loads((out / folders["evaluate"] / "evaluation.json").read_text())
         assert judged["model"] == "stage2+threshold_optimizer"
         assert set(judged["thresholds"]["thresholds"].values()) == {0.5}
@@ -105,7 +109,7 @@ def test_the_post_processed_decisions_are_evaluated_at_one_half(ran):
 def test_a_head_on_frozen_embeddings_is_judged_like_a_model(ran):
     """Its scores are those of a head fitted here to the embeddings of the trained model."""
     out, summary, _, _ = ran
-    (folders,) = summary["runs"]["frozen"]
+    folders = summary["runs"]["frozen"][0]["steps"]
     ours = read_predictions(out / folders["predict"])
     assert set(ours.column("model").to_pylist()) == {"stage2+adversarial_head"}
     assert set(ours.column("split").to_pylist()) == {"validation", "test"}
@@ -134,7 +138,7 @@ def test_a_finished_experiment_does_nothing_and_writes_the_same(ran, monkeypatch
 def test_what_is_missing_is_made_again_and_nothing_else(ran, monkeypatch):
     out, summary, _, _ = ran
     before = (out / "smaller.json").read_bytes()
-    shutil.rmtree(out / summary["runs"]["no_fairness_loss"][0]["evaluate"])
+    shutil.rmtree(out / summary["runs"]["no_fairness_loss"][0]["steps"]["evaluate"])
     calls, whole = [], runner.execute
     monkeypatch.setattr(runner, "execute", lambda name, *rest: calls.append(name) or whole(name, *rest))
     run_experiment(GRID, PARAMS, out, seeds=1)
@@ -147,3 +151,51 @@ def test_a_folder_of_other_things_is_left_alone(tmp_path):
     with pytest.raises(ConfigError, match="not written by an experiment"):
         run_experiment(GRID, PARAMS, tmp_path, seeds=1)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+MOE = load_experiment("fairmoe_table1")
+APART = dataclasses.replace(
+    MOE, name="apart", recipes=tuple(recipe for recipe in MOE.recipes if recipe.name in ("fairclip", "fair_moe"))
+)
+ONE_EACH = ("sex", "race")
+
+
+@pytest.fixture(scope="module")
+def ran_apart(tmp_path_factory):
+    """The folder and the table of an experiment with a model for each of two attributes, two seeds."""
+    out = tmp_path_factory.mktemp("apart") / "out"
+    small = {**SMALLER, "fair_moe.attributes": ONE_EACH}
+    return out, run_experiment(APART, changed(changed({}, MOE.toy, where=""), small, where=""), out, seeds=2)
+
+
+def test_every_attribute_gets_the_numbers_of_its_own_model(ran_apart):
+    out, summary = ran_apart
+    assert summary["attributes"][:2] == list(ONE_EACH)
+    for name, runs in summary["runs"].items():
+        assert [(run["seed"], run["attribute"]) for run in runs] == [(s, a) for s in (0, 1) for a in ONE_EACH]
+        for attribute in ONE_EACH:
+            own = [run["steps"] for run in runs if run["attribute"] == attribute]
+            judged = [json.loads((out / steps["evaluate"] / "evaluation.json").read_text())["test"] for steps in own]
+            assert measure(summary, name, "auc", attribute)["values"] == [test["overall"]["auc"] for test in judged]
+            of_attribute = [test["attributes"][attribute]["es_auc"] for test in judged]
+            assert measure(summary, name, "es_auc", attribute)["values"] == of_attribute
+            for steps, seed in zip(own, (0, 1), strict=True):
+                config = json.loads((out / steps["fair_moe"] / "config.json").read_text())
+                assert (config["attributes"], config["seed"]) == ([attribute], seed)
+    aucs = {tuple(measure(summary, name, "auc", a)["values"]) for name in summary["runs"] for a in ONE_EACH}
+    assert len(aucs) == 4  # four different models
+
+
+def test_every_attribute_has_its_own_report(ran_apart):
+    out, summary = ran_apart
+    assert summary["reports"] == ["apart-sex.html", "apart-race.html"]
+    assert sorted(file.name for file in out.glob("apart*.html")) == sorted(summary["reports"])
+    for attribute in ONE_EACH:
+        page = (out / f"apart-{attribute}.html").read_text()
+        assert f"the models for {attribute}, the first seed" in page
+        assert all(recipe.title in page for recipe in APART.recipes)
+        # Only the models for this attribute: their AUC stands in the page.
+        for name in summary["runs"]:
+            assert f"{measure(summary, name, 'auc', attribute)['values'][0]:.3f}" in page
+    assert (out / "apart.png").stat().st_size > 10_000
+    assert (out / "apart.md").read_text().startswith(f"# {APART.title}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -40,7 +41,7 @@ def evaluation(values):
 
 
 def found(values=VALUES):
-    return {name: [evaluation(seed) for seed in seeds] for name, seeds in values.items()}
+    return {name: {None: [evaluation(seed) for seed in seeds]} for name, seeds in values.items()}
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +132,7 @@ def test_numbers_that_some_seeds_lack():
 
 
 def test_one_seed_claims_nothing():
-    made = summarise(GRID, {name: seeds[:1] for name, seeds in found().items()}, min_cell=10)
+    made = summarise(GRID, found({name: seeds[:1] for name, seeds in VALUES.items()}), min_cell=10)
     assert all(test["p_holm"] is None for test in made["tests"])
     assert "*" not in "".join(cell for row in rows(made) for cell in row)
     assert "±" not in markdown(made)
@@ -143,9 +144,98 @@ def test_the_picture_has_a_panel_per_measure(summary, tmp_path):
     draw(summary, tmp_path / "picture.png")
     width, height = Image.open(tmp_path / "picture.png").size
     assert width > 3 * height
-    nobody = {name: [{**e, "test": {**e["test"], "attributes": {}}} for e in seeds] for name, seeds in found().items()}
+    nobody = {
+        name: {None: [{**e, "test": {**e["test"], "attributes": {}}} for e in by[None]]} for name, by in found().items()
+    }
     without = summarise(GRID, nobody, min_cell=10)
     assert without["attributes"] == []
     markdown(without)
     draw(without, tmp_path / "other.png")
     assert Image.open(tmp_path / "other.png").size[0] < width
+
+
+# A model for sex and one for age_group, in this order; each was also judged on the other attribute.
+MODELS = {
+    name: {attribute: RNG.normal(0.8, 0.05, (4, 2, 4)).round(6) for attribute in ("sex", "age_group")}
+    for name in ("full", "a", "after")
+}
+MODELS["a"]["age_group"][:, 1, 3] = MODELS["full"]["age_group"][:, 1, 3] + [0.1, 0.11, 0.09, 0.1]  # its EOD, surely
+
+
+@pytest.fixture(scope="module")
+def apart():
+    judged = {
+        name: {attribute: [evaluation(seed) for seed in seeds] for attribute, seeds in models.items()}
+        for name, models in MODELS.items()
+    }
+    made = summarise(dataclasses.replace(GRID, apart=True), judged, min_cell=10)
+    json.dumps(made, allow_nan=False)
+    return made
+
+
+def test_each_number_is_that_of_the_attributes_own_model(apart):
+    assert apart["attributes"] == ["sex", "age_group", ACROSS]
+    own = {"sex": MODELS["a"]["sex"], "age_group": MODELS["a"]["age_group"]}
+    for attribute, place in (("sex", 0), ("age_group", 1)):
+        expected = {
+            "accuracy": own[attribute][:, 1, 0],
+            "auc": own[attribute][:, 0, 0],
+            **{name: own[attribute][:, place, i] for i, name in enumerate(("es_auc", "dpd", "eod"), start=1)},
+        }
+        for metric, values in expected.items():
+            assert measure(apart, "a", metric, attribute)["values"] == values.tolist()
+    for metric, means in {
+        "auc": (own["sex"][:, 0, 0] + own["age_group"][:, 0, 0]) / 2,
+        "eod": (own["sex"][:, 0, 3] + own["age_group"][:, 1, 3]) / 2,
+    }.items():
+        across = measure(apart, "a", metric, ACROSS)
+        assert across["values"] == pytest.approx(means.tolist())
+        assert across["sd"] == pytest.approx(means.std(ddof=1))
+    # No model is for all of them, so no number is without an attribute.
+    assert {found["attribute"] for recipe in apart["recipes"] for found in recipe["measures"]} == {*apart["attributes"]}
+
+
+def test_the_models_of_an_attribute_are_tested_against_each_other(apart):
+    assert len(apart["tests"]) == 2 * 3 * 5
+    by = {(test["metric"], test["attribute"], test["recipe"]): test for test in apart["tests"]}
+    pairs = [(MODELS[name]["age_group"][:, 1, 3], MODELS["full"]["age_group"][:, 1, 3]) for name in ("a", "after")]
+    p = [stats.ttest_rel(*pair).pvalue for pair in pairs]
+    assert [by["eod", "age_group", name]["p_value"] for name in ("a", "after")] == pytest.approx(p)
+    assert by["eod", "age_group", "a"]["p_holm"] == pytest.approx(2 * p[0])
+    starred = [row[1] for row in rows(apart)[3:6] if row[-1].endswith("*")]
+    assert "age group" in starred
+    assert "sex" not in starred
+    assert by["auc", ACROSS, "after"]["p_value"] is None  # randomised decisions still rank nobody
+
+
+def test_a_row_has_all_that_is_said_of_its_model(apart):
+    assert heads(apart) == ["method", "attribute", "accuracy", "AUC", "ES-AUC", "DPD", "EOD"]
+    shown = rows(apart)
+    assert [row[:2] for row in shown[:4]] == [["Full", "sex"], ["", "age group"], ["", ACROSS], ["A | B", "sex"]]
+    auc = MODELS["full"]["age_group"][:, 0, 0]
+    assert shown[1][3] == f"{auc.mean():.3f} ± {auc.std(ddof=1):.3f}"
+    assert "Each attribute has its own model" in caption(apart)
+    assert "Each attribute has its own model" not in caption(summarise(GRID, found(), min_cell=10))
+    assert "| --- | --- | ---: |" in markdown(apart)
+
+
+def test_the_terminal_and_the_picture_show_the_mean_over_the_models(apart, tmp_path):
+    from rich.console import Console
+
+    console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(terminal(apart))
+    shown = console.export_text()
+    assert f"{measure(apart, 'full', 'auc', ACROSS)['mean']:.3f}" in shown
+    assert "All numbers here: mean over attributes." in " ".join(shown.split())
+    draw(apart, tmp_path / "picture.png")
+    width, height = Image.open(tmp_path / "picture.png").size
+    assert width > 3 * height
+
+
+def test_one_attribute_needs_no_mean(tmp_path):
+    judged = {name: {"sex": [evaluation(seed) for seed in models["sex"]]} for name, models in MODELS.items()}
+    made = summarise(dataclasses.replace(GRID, apart=True), judged, min_cell=10)
+    assert made["attributes"] == ["sex"]
+    assert [row[1] for row in rows(made)] == ["sex"] * 3
+    assert "mean over attributes" not in markdown(made)
+    draw(made, tmp_path / "picture.png")
