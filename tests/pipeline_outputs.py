@@ -33,7 +33,7 @@ def write_models(root: Path, kind: str) -> dict[str, Path]:
         vlm.save(llava, folders[name], name=name, seed=0, earlier=earlier)
     clip = dual.load_base(str(base / "dual"), task, bases.SIZE, experts=dual.Experts(count=2, top_k=1), seed=0)
     clip.freeze(1)
-    _disturb(clip.named_parameters())
+    _disturb(dict(clip.model.named_parameters()))
     dual.save(clip, folders["fair_moe"], name="fair_moe", seed=0)
     return {"base": base, **folders}
 

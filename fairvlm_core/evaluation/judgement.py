@@ -12,10 +12,12 @@ from fairvlm_core.evaluation.metrics import (
     accuracy,
     auc,
     balanced_accuracy,
+    brier,
     demographic_parity_difference,
     equalized_odds_difference,
     es_auc,
     exact_match,
+    expected_calibration_error,
     group_aucs,
     groups_in,
     rates,
@@ -34,23 +36,28 @@ def judge(scores: Scores, *, min_cell: int = 10) -> dict[str, Any]:
     Groups of fewer than `min_cell` images are suppressed: their count reads "<10", they have no values, and they take
     no part in any gap. The same holds label by label for groups with fewer than `min_cell` known truths. A gap needs
     two groups that can be judged. With several labels, `auc`, `es_auc`, `dpd`, `eod` and `tpr_gap` are means over the
-    labels, each against the rest (FairMed-VLM, demographic parity gap), and `..._worst` is the worst label's.
+    labels, each against the rest (FairMed-VLM, demographic parity gap), and `..._worst` is the worst label's. So are
+    `ece` and `brier`, which need no positives: a group without any has them, though it has no AUC.
 
     Returns:
-        `overall`: accuracy, balanced_accuracy, exact_match (multilabel only), auc, auc_per_label.
+        `overall`: accuracy, balanced_accuracy, exact_match (multilabel only), auc, auc_per_label, ece, brier.
         `attributes`: attribute (and "sex x age_group") -> n, unknown, es_auc, dpd, eod, tpr_gap (each also `_worst`),
-        worst_group_auc, `groups` {name: n, positives, auc, accuracy, selection_rate, tpr, fpr}, `labels` {label: the
-        same four numbers and groups for that label}, suppressed [names], unjudged [{label, group, reason}].
+        worst_group_auc, worst_group_ece, `groups` {name: n, positives, auc, accuracy, selection_rate, tpr, fpr, ece,
+        brier}, `labels` {label: the same four numbers and groups for that label}, suppressed [names], unjudged
+        [{label, group, reason}].
         `across`: es_auc, dpd, eod, tpr_gap -> mean and worst over the attributes, the intersection not counted again.
         `unjudged`: [{label, reason}] for labels that have no AUC at all.
         `answers`, only where the model also answered in words: see `judge_answers`.
     """
-    aucs = [auc(truth, score) for truth, score in zip(scores.y_true.T, scores.y_score.T, strict=True)]
+    columns = list(zip(scores.y_true.T, scores.y_score.T, strict=True))
+    aucs = [auc(truth, score) for truth, score in columns]
     overall = {
         "accuracy": _accuracy(scores.kind, scores.y_true, scores.y_pred),
         "balanced_accuracy": _balanced(scores.kind, scores.y_true, scores.y_pred),
         "auc": _mean(aucs),
         "auc_per_label": {label: _number(value) for label, value in zip(scores.labels, aucs, strict=True)},
+        "ece": _mean(expected_calibration_error(truth, score) for truth, score in columns),
+        "brier": _mean(brier(truth, score) for truth, score in columns),
     }
     if scores.kind == "multilabel":
         overall["exact_match"] = _number(exact_match(scores.y_true, scores.y_pred))
@@ -174,7 +181,8 @@ def _judge_attribute(scores: Scores, groups: np.ndarray, min_cell: int) -> dict[
                 for name, value in values.items()
             },
             "groups": {
-                name: _cell(truth[rows], decision[rows], judged.get(name), min_cell) for name, rows in large.items()
+                name: _cell(truth[rows], score[rows], decision[rows], judged.get(name), min_cell)
+                for name, rows in large.items()
             },
         }
         for name, rows in known.items():
@@ -190,6 +198,7 @@ def _judge_attribute(scores: Scores, groups: np.ndarray, min_cell: int) -> dict[
     return {
         **result,
         "worst_group_auc": _pick(min, (group["auc"] for group in found.values())),
+        "worst_group_ece": _pick(max, (group["ece"] for group in found.values())),
         "groups": found,
         "labels": labels,
         "suppressed": [name for name, _ in members if name not in published],
@@ -201,20 +210,22 @@ def _group(scores: Scores, name: str, rows: np.ndarray, labels: dict[str, Any], 
     """One group's numbers, as means over the labels it can be judged on."""
     count = int(rows.sum())
     if count < min_cell:
-        nothing = dict.fromkeys(("positives", "auc", "accuracy", "selection_rate", "tpr", "fpr"))
+        nothing = dict.fromkeys(("positives", "auc", "accuracy", "selection_rate", "tpr", "fpr", "ece", "brier"))
         return {"n": f"<{min_cell}", **nothing}
     cells = [label["groups"][name] for label in labels.values() if name in label["groups"]]
     return {
         "n": count,
         "positives": cells[0]["positives"] if scores.kind == "binary" and cells else None,
         "accuracy": _accuracy(scores.kind, scores.y_true[rows], scores.y_pred[rows]),
-        **{metric: _mean(cell[metric] for cell in cells) for metric in ("auc", "tpr", "fpr")},
+        **{metric: _mean(cell[metric] for cell in cells) for metric in ("auc", "tpr", "fpr", "ece", "brier")},
         # With exactly one class chosen per image, the mean over the classes is a constant and says nothing.
         "selection_rate": None if scores.kind == "multiclass" else _mean(cell["selection_rate"] for cell in cells),
     }
 
 
-def _cell(truth: np.ndarray, decision: np.ndarray, area: float | None, min_cell: int) -> dict[str, Any]:
+def _cell(
+    truth: np.ndarray, score: np.ndarray, decision: np.ndarray, area: float | None, min_cell: int
+) -> dict[str, Any]:
     tpr, fpr = rates(truth, decision)
     return {
         "n": len(truth),
@@ -223,6 +234,8 @@ def _cell(truth: np.ndarray, decision: np.ndarray, area: float | None, min_cell:
         "selection_rate": _mean(decision),
         "tpr": _number(tpr),
         "fpr": _number(fpr),
+        "ece": _number(expected_calibration_error(truth, score)),
+        "brier": _number(brier(truth, score)),
     }
 
 

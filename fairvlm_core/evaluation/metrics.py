@@ -5,7 +5,8 @@ throughout. A row whose group is unknown (-1, None or NaN) or whose truth is unk
 has no positives or no negatives cannot be judged: it has no AUC, TPR or FPR, it is left out of the gap and never scored
 0, and `unjudged_groups` reports it. Where nothing can be judged the result is NaN.
 
-The definitions are those of Fair-MoE (evaluation metrics) and FairMed-VLM (demographic parity gap).
+The definitions are those of Fair-MoE (evaluation metrics) and FairMed-VLM (demographic parity gap), and for how far a
+score is a probability those of Brier (1950) and Guo et al. (2017).
 """
 
 from __future__ import annotations
@@ -90,6 +91,79 @@ def exact_match(y_true: ArrayLike, y_pred: ArrayLike) -> float:
     known = ~np.isnan(truth) & ~np.isnan(decision)
     rows = known.any(axis=1)
     return float(np.mean(((truth == decision) | ~known).all(axis=1)[rows])) if rows.any() else float("nan")
+
+
+def brier(y_true: ArrayLike, y_score: ArrayLike) -> float:
+    """Mean squared distance between score and truth [n]: 0 is perfect, 0.25 is what a score of 0.5 for everybody gets.
+
+    >>> brier([1, 0, 1, float("nan")], [0.5, 0.0, 1.0, 0.9])
+    0.08333333333333333
+    """
+    truth, score = _columns(y_true, y_score=y_score)
+    return _mean((score - truth) ** 2)
+
+
+def expected_calibration_error(y_true: ArrayLike, y_score: ArrayLike, bins: int = 15) -> float:
+    """How far scores are from the share of positives among those who get them (Guo et al. 2017, section 3).
+
+    The mean over the bins of |mean score - share positive|, weighted by the number of rows. A small group has a larger
+    error than a large one by chance alone: its bins hold few rows.
+
+    Args:
+        y_true: [n], 0 or 1, NaN where unknown.
+        y_score: [n], probabilities of the label.
+        bins: how many, of equal width.
+
+    Returns:
+        0 (every score can be believed) to 1; NaN where no truth is known.
+
+    >>> round(expected_calibration_error([0, 1, 0, 1], [0.2, 0.2, 0.9, 0.9], bins=2), 3)
+    0.35
+    """
+    count, score, share = reliability(y_true, y_score, bins)
+    filled = count > 0
+    if not filled.any():
+        return float("nan")
+    return float(np.average(np.abs(score - share)[filled], weights=count[filled]))
+
+
+def reliability(y_true: ArrayLike, y_score: ArrayLike, bins: int = 15) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What scores promise and what came true, in bins of equal width from 0 to 1.
+
+    A score on an inner edge belongs to the bin above it, a score of 1 to the last bin.
+
+    Args:
+        y_true: [n], 0 or 1, NaN where unknown.
+        y_score: [n], probabilities of the label.
+
+    Returns:
+        Per bin the number of rows (int64 [bins]), their mean score and their share of positives (float64 [bins]; NaN
+        where the bin is empty).
+
+    >>> reliability([0, 1, 1], [0.25, 0.25, 1.0], bins=2)
+    (array([2, 1]), array([0.25, 1.  ]), array([0.5, 1. ]))
+    """
+    truth, score = _columns(y_true, y_score=y_score)
+    place = bins_of(score, bins)
+    count = np.bincount(place, minlength=bins)
+    with np.errstate(invalid="ignore"):  # 0 / 0 is the NaN of an empty bin
+        return (
+            count,
+            np.bincount(place, weights=score, minlength=bins) / count,
+            np.bincount(place, weights=truth, minlength=bins) / count,
+        )
+
+
+def bins_of(y_score: ArrayLike, bins: int) -> np.ndarray:
+    """The bin of `reliability` that each score falls into, int64 [n].
+
+    >>> bins_of([0.0, 0.49, 0.5, 1.0], 2)
+    array([0, 0, 1, 1])
+    """
+    score = np.asarray(y_score, dtype=float)
+    if not ((score >= 0) & (score <= 1)).all():
+        raise ValueError("y_score should be between 0 and 1")
+    return np.searchsorted(np.arange(1, bins) / bins, score, side="right")
 
 
 def rates(y_true: ArrayLike, y_pred: ArrayLike) -> tuple[float, float]:

@@ -1,7 +1,8 @@
 """The registered model: pictures in, scores and decisions out.
 
 MLflow keeps this file itself (models from code), not a pickle, beside the folder that `tracking.write_artifact` wrote:
-`model/` (what was trained), `thresholds.json` and `base.json` (a reference to the base model, never its weights).
+`model/` (what was trained), `thresholds.json` (with the calibration) and `base.json` (a reference to the base model,
+never its weights).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from PIL import Image
 from fairvlm_core.cohort.images import open_image, square
 from fairvlm_core.cohort.table import ATTRIBUTES
 from fairvlm_core.errors import FairVLMError
+from fairvlm_core.evaluation.calibration import calibrate
 from fairvlm_core.evaluation.thresholds import decide
 from fairvlm_core.files import read_json
 from fairvlm_core.models import FAMILIES, describe
@@ -39,7 +41,7 @@ PICTURE_STARTS = (b"\x89PNG", b"\xff\xd8\xff")
 
 
 class RegisteredModel(PythonModel):
-    """Scores pictures as `predict` does and decides as `evaluate` does."""
+    """Scores pictures as `predict` does, calibrates and decides as `evaluate` does."""
 
     def load_context(self, context: Any) -> None:
         """Load the base model and what was trained.
@@ -49,6 +51,7 @@ class RegisteredModel(PythonModel):
         """
         artifact = Path(context.artifacts[ARTIFACT])
         fixed = read_json(artifact / "thresholds.json", made_by="register")
+        self.calibration = fixed.get("calibration")
         described = describe(artifact / "model")
         self.kind, self.labels = described["task"].kind, described["task"].labels
         self.thresholds = None if self.kind == "multiclass" else [fixed["thresholds"][label] for label in self.labels]
@@ -63,8 +66,8 @@ class RegisteredModel(PythonModel):
             model_input: one column, `image`: paths, bytes, or base64 texts of PNG or JPEG files.
 
         Returns:
-            Per label `score_<label>` (a probability) and `label_<label>` (0 or 1, decided at the fixed threshold);
-            multi-class: also `predicted`, the label with the highest score.
+            Per label `score_<label>` (a probability, calibrated if the thresholds are) and `label_<label>` (0 or 1,
+            decided at the fixed threshold); multi-class: also `predicted`, the label with the highest score.
 
         Raises:
             MlflowException: when there is another column, or a picture cannot be read; a server answers with its text.
@@ -81,7 +84,7 @@ class RegisteredModel(PythonModel):
         for start in range(0, len(pictures), BATCH):
             batch = enumerate(pictures[start : start + BATCH], start)
             parts.append(self.model.score(np.stack([_pixels(picture, size, row) for row, picture in batch])))
-        score = np.concatenate(parts).astype(np.float64)
+        score = calibrate(np.concatenate(parts), self.labels, self.calibration)
         decision = decide(score, self.thresholds, self.kind).astype(np.int64)
         names = output_columns(self.labels, self.kind)
         result = pd.DataFrame(

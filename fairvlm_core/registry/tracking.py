@@ -36,7 +36,7 @@ REQUIRED = ("fairvlm", "torch", "transformers", "peft", "safetensors", "numpy", 
 # A training step's history: its figures per epoch look at groups of any size, so they are not published.
 UNPUBLISHED = ("history.*", "metrics.json")
 SQLITE = re.compile(r"sqlite:///([^?]+)(.*)")
-GAPS = ("es_auc", "dpd", "eod", "tpr_gap", "worst_group_auc")
+GAPS = ("es_auc", "dpd", "eod", "tpr_gap", "worst_group_auc", "worst_group_ece")
 
 
 @contextmanager
@@ -88,10 +88,14 @@ def experiment_id(name: str) -> str | None:
     return mlflow.create_experiment(name, artifact_location=beside)
 
 
-def write_artifact(folder: Path, *, model: Path, thresholds: Mapping[str, float], reference: Mapping[str, Any]) -> None:
-    """Write what the registered model loads: the trained tensors, the thresholds and the reference to the base."""
+def write_artifact(folder: Path, *, model: Path, fixed: Mapping[str, Any], reference: Mapping[str, Any]) -> None:
+    """Write what the registered model loads: the trained tensors, what was fixed on validation, where the base is.
+
+    Args:
+        fixed: thresholds (label -> threshold) and calibration (as `evaluation.calibration.fit` gives it, or null).
+    """
     shutil.copytree(model, folder / "model", ignore=shutil.ignore_patterns(*UNPUBLISHED))
-    write_json(folder / "thresholds.json", {"thresholds": dict(thresholds)})
+    write_json(folder / "thresholds.json", dict(fixed))
     write_json(folder / "base.json", reference)
 
 
@@ -152,7 +156,7 @@ def requirements() -> list[str]:
 def parameters(
     described: Mapping[str, Any], comparison: Mapping[str, Any], training: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What the run was made with, flat: the model, how it was trained and selected, and its thresholds."""
+    """What the run was made with, flat: the model, how it was trained and selected, its thresholds and calibration."""
     task: Task = described["task"]
     flat: dict[str, Any] = {
         "task.kind": task.kind,
@@ -169,8 +173,14 @@ def parameters(
     flat["min_cell"] = comparison["min_cell"]
     flat["selection.criterion"] = comparison["criterion"]["name"]
     flat["selection.attributes"] = ", ".join(comparison["criterion"]["attributes"])
-    thresholds = comparison["models"][described["name"]]["thresholds"]
-    flat |= {f"threshold.{label}": value for label, value in thresholds.items()}
+    judged = comparison["models"][described["name"]]
+    flat |= {f"threshold.{label}": value for label, value in judged["thresholds"].items()}
+    calibration = judged.get("calibration") or {"method": "none"}
+    flat["calibration"] = calibration["method"]
+    if "temperature" in calibration:
+        flat["calibration.temperature"] = calibration["temperature"]
+    for label, found in calibration.get("labels", {}).items():
+        flat |= {f"calibration.{key}.{label}": found[key] for key in ("slope", "intercept")}
     return {_name(key): value for key, value in flat.items()}
 
 

@@ -72,6 +72,7 @@ def run(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path])
                 "validation": validation[name].judgement,
                 "test": test[name].judgement,
                 "thresholds": dict(test[name].thresholds),
+                "calibration": test[name].calibration,
             }
             for name, title in TITLES.items()
         },

@@ -1,4 +1,4 @@
-"""Decide at the fixed thresholds and judge the decisions and scores, overall and for every group.
+"""Calibrate the scores, decide at the fixed thresholds, and judge both, overall and for every group.
 
 Validation and test are judged alike; small groups are suppressed, and groups that cannot be judged are listed.
 """
@@ -18,7 +18,10 @@ INPUTS = {
     "thresholds": Port("Folder that tune_thresholds wrote for the same model."),
 }
 OUTPUTS = {
-    "out": Port("Folder to write: predictions.parquet with decisions, evaluation.json, roc.png (and attention.png).")
+    "out": Port(
+        "Folder to write: predictions.parquet with calibrated scores and decisions, evaluation.json, roc.png (and "
+        "attention.png)."
+    )
 }
 
 
@@ -33,12 +36,13 @@ class Config:
 
 
 def run(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path]) -> dict[str, Any]:
-    """Write the decisions, the judgement of each split, and the ROC curves per group on the test split."""
+    """Write calibrated scores and decisions, the judgement of each split, and the ROC curves per group on test."""
     import shutil
 
     import pyarrow.compute as pc
 
     from fairvlm_core.evaluation.attention import ATTENTION_FILE
+    from fairvlm_core.evaluation.calibration import calibrate_table
     from fairvlm_core.evaluation.judgement import judge
     from fairvlm_core.evaluation.predictions import (
         PREDICTIONS_FILE,
@@ -56,7 +60,8 @@ def run(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path])
     file = inputs["thresholds"] / "thresholds.json"
     fixed = read_json(file, made_by="tune_thresholds")
     _refuse_others(fixed, table, where=str(file))
-    table = add_decisions(table, fixed["thresholds"])
+    # Thresholds that were not tuned on calibrated scores have no calibration: the scores stay as they are.
+    table = add_decisions(calibrate_table(table, fixed.get("calibration")), fixed["thresholds"])
     write_predictions(table, outputs["out"] / PREDICTIONS_FILE, kind=kind_of(table))
     present = set(pc.unique(table.column("split")).to_pylist())
     judged = {}
@@ -92,10 +97,10 @@ def _refuse_others(fixed: Mapping[str, Any], table: Any, *, where: str) -> None:
 def _flat(split: str, judged: Mapping[str, Any]) -> dict[str, float | int]:
     """The judgement's main numbers under flat names; those that do not exist are absent."""
     values = {f"{split}_n": judged["n"]}
-    for name in ("accuracy", "balanced_accuracy", "auc"):
+    for name in ("accuracy", "balanced_accuracy", "auc", "ece", "brier"):
         values[f"{split}_{name}"] = judged["overall"][name]
     for attribute, found in judged["attributes"].items():
-        for name in ("es_auc", "dpd", "eod", "tpr_gap", "worst_group_auc"):
+        for name in ("es_auc", "dpd", "eod", "tpr_gap", "worst_group_auc", "worst_group_ece"):
             values[f"{split}_{name}_{attribute.replace(' ', '_')}"] = found[name]
     for name in ("accuracy", "undecided", "agreement"):
         values[f"{split}_answer_{name}"] = judged.get("answers", {}).get(name)

@@ -79,7 +79,8 @@ def run(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path])
     with tracking.tracking(config.tracking_uri) as uri, tempfile.TemporaryDirectory() as scratch:
         tracking.ensure_registered_model(config.registered_name)
         artifact = Path(scratch) / tracking.ARTIFACT
-        tracking.write_artifact(artifact, model=inputs[name], thresholds=judged["thresholds"], reference=reference)
+        fixed = {"thresholds": judged["thresholds"], "calibration": judged.get("calibration")}
+        tracking.write_artifact(artifact, model=inputs[name], fixed=fixed, reference=reference)
         with mlflow.start_run(experiment_id=tracking.experiment_id(config.experiment)) as active:
             mlflow.set_tags(tags)
             mlflow.log_params(tracking.parameters(described, comparison, training))

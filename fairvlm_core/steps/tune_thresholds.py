@@ -1,6 +1,7 @@
-"""Fix one decision threshold per label on the validation split, before the test split is read.
+"""Fix the calibration of the scores and one decision threshold per label on validation, before the test split is read.
 
-A label's threshold is the one with the best F1 (FairMed-VLM, thresholds); multi-class tasks decide by argmax.
+Scores are calibrated first (see `evaluation.calibration`), so that thresholds belong to calibrated scores. A label's
+threshold is the one with the best F1 (FairMed-VLM, thresholds); multi-class tasks decide by argmax.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fairvlm_core.config import Port, check
+from fairvlm_core.config import Port, check, option
 
 INPUTS = {"predictions": Port("Folder that predict wrote.")}
 OUTPUTS = {"out": Port("Folder to write: thresholds.json.")}
@@ -18,21 +19,31 @@ OUTPUTS = {"out": Port("Folder to write: thresholds.json.")}
 
 @dataclass(frozen=True)
 class Config:
-    """Nothing to choose: a threshold that could be set by hand would not be fixed on validation."""
+    """Whether to calibrate. A threshold cannot be set by hand, for it would not be fixed on validation."""
+
+    calibrate: bool = option(
+        True, "Turn scores into probabilities first: Platt scaling per label, for several diagnoses one temperature."
+    )
 
     def __post_init__(self) -> None:
         check(self)
 
 
 def run(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path]) -> dict[str, Any]:
-    """Write thresholds.json: the kind, labels, method, n and label -> threshold with its F1."""
+    """Write thresholds.json: the kind, labels, method, n, calibration (or null), and label -> threshold with its F1."""
     import numpy as np
 
+    from fairvlm_core.evaluation.calibration import calibrated, fit, left_alone
     from fairvlm_core.evaluation.predictions import read_predictions, scores
     from fairvlm_core.evaluation.thresholds import decide, f1, tune
     from fairvlm_core.files import write_json
 
     given = scores(read_predictions(inputs["predictions"]), "validation")
+    calibration = fit(given.y_true, given.y_score, given.labels, given.kind) if config.calibrate else None
+    given = calibrated(given, calibration)
+    alone = {} if calibration is None else left_alone(calibration, given.labels)
+    for reason, labels in alone.items():
+        print(f"Not calibrated: {', '.join(labels)} ({reason}).", flush=True)
     single = given.kind == "multiclass"
     thresholds = None if single else tune(given.y_true, given.y_score)
     decisions = decide(given.y_score, thresholds, given.kind)
@@ -49,6 +60,7 @@ def run(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path])
             "labels": list(given.labels),
             "split": "validation",
             "n": len(given.sample_ids),
+            "calibration": calibration,
             "method": "argmax" if single else "max_f1",
             "thresholds": {}
             if thresholds is None
@@ -57,6 +69,7 @@ def run(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path])
         },
     )
     metrics: dict[str, Any] = {"n": len(given.sample_ids), "labels": len(given.labels)}
+    metrics["calibrated"] = 0 if calibration is None else len(given.labels) - sum(map(len, alone.values()))
     if known:
         metrics["macro_f1"] = float(np.mean(known))
     return metrics

@@ -56,6 +56,59 @@ def test_binary_judgement_equals_the_functions():
     assert result["overall"]["accuracy"] == pytest.approx((truth == decision).mean(), abs=1e-6)
 
 
+def plain_ece(truth, score, bins=15):
+    """Expected calibration error by its definition, a bin at a time."""
+    total = 0.0
+    for b in range(bins):
+        inside = [i for i, s in enumerate(score) if b / bins <= s and (s < (b + 1) / bins or b == bins - 1)]
+        if inside:
+            promised, true = sum(score[i] for i in inside), sum(truth[i] for i in inside)
+            total += abs(promised - true) / len(score)
+    return total
+
+
+@pytest.mark.parametrize("kind", ["binary", "multiclass", "multilabel"])
+def test_ece_and_brier_are_means_over_the_labels_of_everybody_and_of_each_group(kind):
+    given, result = judged(kind)
+
+    def means(rows):
+        eces, briers = [], []
+        for j in range(len(given.labels)):
+            known = rows & ~np.isnan(given.y_true[:, j])
+            truth, score = given.y_true[known, j], given.y_score[known, j]
+            eces.append(plain_ece(truth.tolist(), score.tolist()))
+            briers.append(np.mean([(s - t) ** 2 for s, t in zip(score, truth, strict=True)]))
+        return {"ece": np.mean(eces), "brier": np.mean(briers)}
+
+    everybody = means(np.ones(len(given.sample_ids), dtype=bool))
+    assert {name: result["overall"][name] for name in everybody} == pytest.approx(everybody, abs=2e-6)
+    for attribute in ("sex", "age_group", "race"):
+        found, groups = result["attributes"][attribute], given.groups[attribute]
+        expected = {name: means(groups == name) for name in found["groups"] if name not in found["suppressed"]}
+        for name, numbers in expected.items():
+            assert {key: found["groups"][name][key] for key in numbers} == pytest.approx(numbers, abs=2e-6), name
+        assert found["worst_group_ece"] == pytest.approx(max(n["ece"] for n in expected.values()), abs=2e-6)
+    assert result["attributes"]["race"]["groups"]["Pacific Islander"]["ece"] is None
+
+
+def test_group_without_positives_has_an_error_of_calibration_but_no_auc():
+    given, result = judged("binary")
+    asian = result["attributes"]["race"]["groups"]["Asian"]
+    assert asian["auc"] is None
+    assert asian["ece"] == pytest.approx(given.y_score[given.groups["race"] == "Asian"].mean(), abs=1e-6)
+
+
+def test_label_with_few_known_truths_in_a_group_takes_no_part_in_its_ece():
+    given, _ = judged("multilabel")
+    women, truth = given.groups["sex"] == "female", given.y_true.copy()
+    truth[np.flatnonzero(women)[9:], 1] = np.nan  # nine known are too few
+    result = judge(dataclasses.replace(given, y_true=truth))
+    found = result["attributes"]["sex"]["labels"]
+    assert "female" not in found["Edema"]["groups"]
+    rest = [found[label]["groups"]["female"]["ece"] for label in given.labels if label != "Edema"]
+    assert result["attributes"]["sex"]["groups"]["female"]["ece"] == pytest.approx(np.mean(rest), abs=2e-6)
+
+
 def test_multiclass_judgement_is_macro_one_versus_rest():
     given, result = judged("multiclass")
     truth, decision = given.y_true.argmax(axis=1), given.y_pred.argmax(axis=1)

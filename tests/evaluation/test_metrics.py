@@ -144,3 +144,62 @@ def test_accuracies_equal_scikit_learn():
 def test_age_groups_keep_their_order():
     names = [name for name, _ in metrics.groups_in(["60+", "5-9", "10-19", "0-4"])]
     assert names == ["0-4", "5-9", "10-19", "60+"]
+
+
+def naive_bins(truth, score, bins):
+    """Count, mean score and share of positives of each bin, by its definition."""
+    found = []
+    for b in range(bins):
+        inside = [
+            (t, s)
+            for t, s in zip(truth, score, strict=True)
+            if t == t and b / bins <= s and (s < (b + 1) / bins or b == bins - 1)
+        ]
+        n = len(inside)
+        found.append((n, sum(s for _, s in inside) / n if n else nan, sum(t for t, _ in inside) / n if n else nan))
+    return found
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([0.0, 1.0, nan]),
+            st.one_of(st.floats(0, 1), st.sampled_from([0.0, 1.0, 0.1, 0.2, 0.3, 0.6, 0.7, 0.9, 14 / 15])),
+        ),
+        min_size=1,
+        max_size=30,
+    ),
+    st.sampled_from([1, 2, 10, 15]),
+)
+def test_reliability_and_calibration_error_are_those_of_a_plain_loop(rows, bins):
+    truth, score = (list(column) for column in zip(*rows, strict=True))
+    expected = naive_bins(truth, score, bins)
+    count, mean, share = metrics.reliability(truth, score, bins)
+    assert count.tolist() == [n for n, _, _ in expected]
+    np.testing.assert_allclose(mean, [m for _, m, _ in expected], atol=1e-12)
+    np.testing.assert_allclose(share, [s for _, _, s in expected], atol=1e-12)
+    total = sum(n for n, _, _ in expected)
+    error = sum(n * abs(m - s) for n, m, s in expected if n) / total if total else nan
+    assert metrics.expected_calibration_error(truth, score, bins) == pytest.approx(error, abs=1e-12, nan_ok=True)
+
+
+def test_scores_of_0_and_1_fall_into_the_first_and_the_last_bin():
+    count, mean, share = metrics.reliability([0, 1, 1], [0.0, 1.0, 1.0], 15)
+    assert count.tolist() == [1, *[0] * 13, 2]
+    assert (mean[0], share[0], mean[-1], share[-1]) == (0, 0, 1, 1)
+    assert metrics.expected_calibration_error([0, 1, 1], [0.0, 1.0, 1.0]) == 0
+    assert metrics.expected_calibration_error([1, 0], [0.0, 1.0]) == 1
+    for wrong in (-0.01, 1.01):
+        with pytest.raises(ValueError, match="between 0 and 1"):
+            metrics.expected_calibration_error([1], [wrong])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_brier_score_equals_scikit_learn(seed):
+    truth, score, _, _ = draw(seed)
+    assert metrics.brier(truth, score) == pytest.approx(sklearn_metrics.brier_score_loss(truth, score), abs=1e-14)
+    unknown = np.append(truth.astype(float), nan), np.append(score, 0.9)
+    assert metrics.brier(*unknown) == metrics.brier(truth, score)
+    assert np.isnan(metrics.brier([nan], [0.5]))
+    assert np.isnan(metrics.expected_calibration_error([nan], [0.5]))

@@ -21,7 +21,8 @@ from fairvlm_core.errors import PredictionsError
 from fairvlm_core.evaluation.metrics import auc
 from fairvlm_core.evaluation.predictions import read_predictions, scores, write_predictions
 from fairvlm_core.evaluation.report import write_report
-from fairvlm_core.evaluation.report.subjects import group_curves, subjects_in
+from fairvlm_core.evaluation.report.belief import calibration_told
+from fairvlm_core.evaluation.report.subjects import Subject, group_curves, group_reliability, subjects_in
 from fairvlm_core.evaluation.report.svg import ticks
 from fairvlm_core.evaluation.thresholds import add_decisions, tune
 
@@ -192,6 +193,91 @@ def test_area_under_a_drawn_curve_is_the_auc_beside_it(tmp_path, kind):
     assert set(curves) == {name for name, group in groups.items() if group["auc"] is not None}
     for name, (fpr, tpr) in curves.items():
         assert np.trapezoid(tpr, fpr) == pytest.approx(groups[name]["auc"], abs=0.01)  # drawn at 101 points
+
+
+@pytest.mark.parametrize("kind", ["binary", "multiclass", "multilabel"])
+def test_a_reliability_curve_has_the_tenths_that_may_be_published_as_a_plain_loop_counts_them(tmp_path, kind):
+    path = write_predictions(generated.table(kind), tmp_path / "predictions.parquet", kind=kind)
+    (subject,), _, _ = subjects_in(read_predictions(path), min_cell=10, where=path)
+    given = subject.scores
+    left_out = 0
+    for attribute in ("age_group", "race", None):
+        curves = group_reliability(subject, attribute)
+        assert "Pacific Islander" not in curves
+        groups = ["all images"] * 600 if attribute is None else given.groups[attribute]
+        for name in {name for name in groups if name not in (None, "Pacific Islander")}:
+            expected = []
+            for tenth in range(10):
+                images, pairs = set(), []
+                for i, j in np.ndindex(given.y_true.shape):
+                    inside = tenth / 10 <= given.y_score[i, j] < (1.1 if tenth == 9 else (tenth + 1) / 10)
+                    if inside and groups[i] == name and not np.isnan(given.y_true[i, j]):
+                        images.add(i)
+                        pairs.append((given.y_score[i, j], given.y_true[i, j]))
+                left_out += 0 < len(images) < 10
+                if len(images) >= 10:
+                    expected.append(np.mean(pairs, axis=0))
+            np.testing.assert_allclose(np.transpose(curves[name]), expected, atol=1e-12, err_msg=name)
+    assert left_out > 3  # there was something to protect
+
+
+def test_the_page_says_how_far_the_scores_can_be_believed(tmp_path):
+    page = report(tmp_path, two_models("binary"), "binary")
+    (section,) = re.findall(r"<h2>How far the scores can be believed</h2>(.*?)</section>", page)
+    subjects, _, _ = subjects_in(read_predictions(tmp_path / "predictions.parquet"), min_cell=10, where=tmp_path)
+    shown = len(re.findall(r"<circle", section))
+    attributes = ("sex", "age_group", "race")
+    curves = [group_reliability(subject, attribute) for subject in subjects for attribute in attributes]
+    assert shown == sum(len(means) for found in curves for means, _ in found.values())
+    for subject in subjects:
+        truth, score = subject.scores.y_true[:, 0], subject.scores.y_score[:, 0]
+        assert f">{np.mean((truth - score) ** 2):.3f}<" in section
+        women = subject.judgement["attributes"]["sex x age_group"]["groups"]["female, 40-59"]
+        assert f">{women['ece']:.3f}</td>" in section
+    assert "tenths with fewer than 10 images of a group are not drawn" in section
+    assert section.count('aria-label="Reliability of ') == 2 * 3
+    assert (
+        '<tr><th scope="row">Pacific Islander</th><td>plain</td><td class="n">&lt;10</td><td class="n">–</td>'
+        in section
+    )
+    assert "<dt>ECE</dt>" in page
+    assert "<dt>Brier score</dt>" in page
+    assert "<dt>Reliability curve</dt>" in page
+    assert "The scores are taken as they are, without calibration." in page
+
+
+def test_a_file_without_attributes_has_a_reliability_curve_of_all_images(tmp_path):
+    table = generated.table("binary").select(["sample_id", "label", "y_true", "y_score"])
+    pq.write_table(table, tmp_path / "theirs.parquet")
+    write_report(tmp_path / "theirs.parquet", tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert "Reliability on all images" in page
+    assert "all images (n = 900)" in page
+    assert "tenths with fewer than 10 images are not drawn" in page
+    assert "Worst group ECE" not in page
+    assert 'aria-label="Reliability of model."' in page
+
+
+def test_the_page_says_how_the_scores_were_calibrated_and_which_were_not(tmp_path):
+    path = write_predictions(generated.table("multilabel"), tmp_path / "predictions.parquet", kind="multilabel")
+    (plain,), _, _ = subjects_in(read_predictions(path), min_cell=10, where=path)
+    fitted = {"slope": 1.5, "intercept": 0.2, "reason": None}
+    alone = {"slope": 1.0, "intercept": 0.0, "reason": "fewer than 10 known positives on validation"}
+    names = plain.scores.labels
+    platt = {"method": "platt", "labels": {name: alone if name == "Edema" else fitted for name in names}}
+    given = (plain.scores, plain.judgement, plain.thresholds)
+    stage1, stage2 = Subject("Stage 1", *given, platt), Subject("Stage 2", *given)
+    both = " ".join(calibration_told([stage1, stage2]))
+    assert "the scores of Stage 1 were calibrated on the validation split" in both
+    assert "The scores of Stage 2 are taken as they are, without calibration." in both
+    assert "Stage 1 is not calibrated for Edema: fewer than 10 known positives on validation." in both
+    cold = {"method": "temperature", "temperature": 1.239, "reason": None}
+    few = {"method": "temperature", "temperature": 1.0, "reason": "fewer than 10 images of a known class on validation"}
+    told = " ".join(calibration_told([Subject("Stage 1", *given, cold), Subject("Stage 2", *given, few)]))
+    assert "Stage 1: 1.24" in told
+    assert "The scores of Stage 2 are taken as they are, without calibration." in told
+    assert "Stage 2 is not calibrated: fewer than 10 images of a known class on validation." in told
+    assert "the scores were calibrated" in calibration_told([stage1])[0]
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 0.003), (0.71, 0.93), (0, 1), (0, 12345), (0.5, 0.5)])

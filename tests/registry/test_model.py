@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import json
+import math
+import shutil
 from types import SimpleNamespace
 
 import bases
@@ -24,6 +26,16 @@ from fairvlm_core.registry.base import base_reference
 from fairvlm_core.registry.model import REFUSED, RegisteredModel, output_columns
 
 THRESHOLDS = {"multiclass": {}, "multilabel": {"edema": 0.4, "fracture": 0.6}}
+CALIBRATION = {
+    "multiclass": {"method": "temperature", "temperature": 2.5, "reason": None},
+    "multilabel": {
+        "method": "platt",
+        "labels": {
+            "edema": {"slope": 1.7, "intercept": -0.6, "reason": None},
+            "fracture": {"slope": 1.0, "intercept": 0.0, "reason": "fewer than 10 known positives on validation"},
+        },
+    },
+}
 
 
 @pytest.fixture(scope="module", params=["multiclass", "multilabel"])
@@ -33,14 +45,20 @@ def model(request, tmp_path_factory):
     folders = pipeline_outputs.write_models(root, request.param)
     artifact = root / "artifact"
     reference = base_reference(folders["base"], "vlm")
-    tracking.write_artifact(
-        artifact, model=folders["stage2"], thresholds=THRESHOLDS[request.param], reference=reference
+    fixed = {"thresholds": THRESHOLDS[request.param]}  # without calibration: the scores as they are
+    tracking.write_artifact(artifact, model=folders["stage2"], fixed=fixed, reference=reference)
+    return SimpleNamespace(
+        loaded=opened(artifact),
+        kind=request.param,
+        artifact=artifact,
+        original=load_model(folders["stage2"], folders["base"]),
     )
+
+
+def opened(artifact):
     loaded = RegisteredModel()
     loaded.load_context(SimpleNamespace(artifacts={"fairvlm": str(artifact)}))
-    return SimpleNamespace(
-        loaded=loaded, kind=request.param, artifact=artifact, original=load_model(folders["stage2"], folders["base"])
-    )
+    return loaded
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +93,32 @@ def test_scores_are_those_of_the_image_store(model, files, tmp_path):
         assert decisions.tolist() == [[int(j == best) for j in range(3)] for best in expected.argmax(1)]
     else:
         assert decisions.tolist() == [[int(row[0] >= 0.4), int(row[1] >= 0.6)] for row in expected.tolist()]
+
+
+def test_scores_are_calibrated_before_they_are_returned_and_decided(model, files, tmp_path):
+    """Against the formulas, one score at a time; the decision is that of the calibrated score."""
+    artifact = tmp_path / "artifact"
+    shutil.copytree(model.artifact, artifact)
+    fixed = json.loads((artifact / "thresholds.json").read_text())
+    assert "calibration" not in fixed
+    labels = bases.TASKS[model.kind].labels
+    given = pd.DataFrame({"image": [str(file) for file in files]})
+    columns = [f"score_{label}" for label in labels]
+    raw = model.loaded.predict(None, given)[columns].to_numpy()
+    if model.kind == "multiclass":
+        expected = [[p**0.4 / sum(q**0.4 for q in row) for p in row] for row in raw.tolist()]
+    else:
+        expected = [[1 / (1 + math.exp(0.6 - 1.7 * math.log(a / (1 - a)))), b] for a, b in raw.tolist()]
+        # A threshold between a score and its calibrated value.
+        fixed["thresholds"]["edema"] = (raw[0, 0] + expected[0][0]) / 2
+    (artifact / "thresholds.json").write_text(json.dumps(fixed | {"calibration": CALIBRATION[model.kind]}))
+    seen = opened(artifact).predict(None, given)
+    assert seen[columns].to_numpy() == pytest.approx(np.array(expected), abs=1e-6)
+    assert np.abs(seen[columns].to_numpy() - raw)[:, 0].min() > 1e-3
+    if model.kind == "multiclass":
+        assert seen["predicted"].tolist() == [labels[j] for j in raw.argmax(axis=1)]
+    else:
+        assert seen["label_edema"][0] == int(expected[0][0] > raw[0, 0])
 
 
 def test_paths_bytes_and_base64_are_the_same_picture(model, files):

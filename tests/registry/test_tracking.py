@@ -66,6 +66,8 @@ def test_metrics_have_valid_names_and_no_suppressed_group():
     assert flat["test_eod_sex_x_age_group"] == judged["attributes"]["sex x age_group"]["eod"]
     assert flat["test_n"] == 600
     assert flat["validation_auc"] == hidden["overall"]["auc"]
+    assert flat["test_ece"] == judged["overall"]["ece"]
+    assert flat["test_worst_group_ece_sex"] == judged["attributes"]["sex"]["worst_group_ece"]
     gaps = [name for name in flat if name.startswith("validation_") and any(gap in name for gap in tracking.GAPS)]
     assert gaps == []
 
@@ -94,3 +96,16 @@ def test_parameters_have_valid_names_and_say_what_was_registered():
     assert flat["training.attributes"] == "sex, race"
     assert flat["selection.attributes"] == "sex, race"
     assert flat["threshold.CD4_cells_low_"] == 0.25
+    assert flat["calibration"] == "none"
+
+    model = comparison["models"]["fair_moe"]
+    found = {"slope": 1.5, "intercept": -0.25, "reason": None}
+    model["calibration"] = {"method": "platt", "labels": {"CD4+ cells (low)": found}}
+    flat = tracking.parameters(described, comparison, {})
+    for name in flat:
+        mlflow.utils.validation._validate_param_name(name)
+    assert (flat["calibration"], flat["calibration.slope.CD4_cells_low_"]) == ("platt", 1.5)
+    assert flat["calibration.intercept.CD4_cells_low_"] == -0.25
+    model["calibration"] = {"method": "temperature", "temperature": 1.25, "reason": None}
+    flat = tracking.parameters(described, comparison, {})
+    assert (flat["calibration"], flat["calibration.temperature"]) == ("temperature", 1.25)

@@ -69,6 +69,7 @@ def test_comparison_report_table_and_picture_are_written(inputs, tmp_path):
     assert found["models"]["stage2"]["test"] == judged["test"]
     assert found["models"]["stage2"]["validation"] == judged["validation"]
     assert found["thresholds"] == found["models"][found["selected"]]["thresholds"]
+    assert found["models"]["stage2"]["calibration"] == judged["thresholds"]["calibration"] is not None
     assert metrics["stage1_test_auc"] == found["models"]["stage1"]["test"]["overall"]["auc"]
     assert metrics["selected"] == found["selected"]
     assert Image.open(tmp_path / "out" / "tradeoff.png").size[0] > 900
@@ -84,6 +85,8 @@ def test_report_shows_every_model_and_the_cohort(inputs, tmp_path):
     title = TITLES[found["selected"]]
     assert f"{title} (selected)" in page
     assert "was selected on validation by" in page
+    assert "Before that, the scores were calibrated on the validation split" in page
+    assert "without calibration" not in page
     for model in found["models"].values():
         assert f"{model['test']['overall']['auc']:.3f}</text>" in page
     assert "The training cohort before and after balancing" in page

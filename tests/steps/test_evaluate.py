@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from fairvlm_core.errors import FairVLMError, PredictionsError
+from fairvlm_core.evaluation.calibration import calibrate
 from fairvlm_core.evaluation.metrics import equalized_odds_difference
 from fairvlm_core.evaluation.predictions import read_predictions, scores, write_predictions
 from fairvlm_core.steps import execute, tune_thresholds
@@ -37,7 +38,12 @@ def test_decisions_and_judgements_are_written(tmp_path, kind):
         "predictions.parquet", "evaluation.json", "roc.png", "config.json", "metrics.json"
     }  # fmt: skip
     before, after = read_predictions(source), read_predictions(tmp_path / "out")
-    assert after.drop_columns(["y_pred"]).to_pylist() == before.to_pylist()
+    assert after.drop_columns(["y_pred", "y_score"]).to_pylist() == before.drop_columns(["y_score"]).to_pylist()
+    calibration = json.loads((source / "thresholds" / "thresholds.json").read_text())["calibration"]
+    for split in ("validation", "test"):
+        raw, given = scores(before, split), scores(after, split)
+        np.testing.assert_array_equal(given.y_score, calibrate(raw.y_score, raw.labels, calibration))
+        assert np.abs(given.y_score - raw.y_score).max() > 1e-4
     assert pq.read_schema(tmp_path / "out" / "predictions.parquet").metadata[b"fairvlm.kind"] == kind.encode()
     given = scores(after, "test")
     if kind == "multiclass":
@@ -50,8 +56,55 @@ def test_decisions_and_judgements_are_written(tmp_path, kind):
     assert found["test"]["n"] == 600
     assert metrics["test_auc"] == found["test"]["overall"]["auc"]
     assert metrics["test_eod_sex"] == found["test"]["attributes"]["sex"]["eod"]
+    assert metrics["test_ece"] == found["test"]["overall"]["ece"]
+    assert metrics["test_brier"] == found["test"]["overall"]["brier"]
+    assert metrics["test_worst_group_ece_sex"] == found["test"]["attributes"]["sex"]["worst_group_ece"]
     assert all(isinstance(value, (int, float)) for value in metrics.values())
     assert Image.open(tmp_path / "out" / "roc.png").size[0] > 900
+
+
+@pytest.mark.parametrize("kind", ["binary", "multiclass", "multilabel"])
+def test_calibration_is_judged_and_the_ranking_stays(tmp_path, kind):
+    """Scores of a third of what they promise: after calibration they can be believed, and nobody changes places."""
+    found = {}
+    for name, calibrate_them in (("plain", False), ("calibrated", True)):
+        source = tmp_path / name
+        table = generated.table(kind, n=3000)
+        write_predictions(table, source / "predictions.parquet", kind=kind)
+        config = tune_thresholds.Config(calibrate=calibrate_them)
+        execute("tune_thresholds", config, {"predictions": source}, {"out": source / "thresholds"})
+        evaluate(source, tmp_path / f"{name}-out")
+        found[name] = json.loads((tmp_path / f"{name}-out" / "evaluation.json").read_text())["test"]
+    plain, better = found["plain"], found["calibrated"]
+    if kind == "multiclass":
+        assert better["overall"]["accuracy"] == plain["overall"]["accuracy"]
+        assert better["attributes"]["sex"]["eod"] == plain["attributes"]["sex"]["eod"]
+    else:
+        assert better["overall"]["ece"] < plain["overall"]["ece"]
+        assert better["overall"]["brier"] < plain["overall"]["brier"]
+        assert better["overall"]["auc_per_label"] == plain["overall"]["auc_per_label"]
+        for attribute, part in better["attributes"].items():
+            assert part["es_auc"] == plain["attributes"][attribute]["es_auc"]
+
+
+def test_thresholds_without_calibration_leave_the_scores_as_they_are(tmp_path):
+    """Files that were written before there was any, or by others."""
+    source = predicted(tmp_path / "p", "binary")
+    file = source / "thresholds" / "thresholds.json"
+    fixed = json.loads(file.read_text())
+    del fixed["calibration"]
+    file.write_text(json.dumps(fixed | {"thresholds": {"glaucoma": 0.25}}))
+    evaluate(source, tmp_path / "out")
+    after = read_predictions(tmp_path / "out")
+    assert after.column("y_score").equals(read_predictions(source).column("y_score"))
+    assert after.column("y_pred").to_pylist() == [int(v >= 0.25) for v in after.column("y_score").to_pylist()]
+
+
+def test_scores_are_not_calibrated_twice(tmp_path):
+    source = predicted(tmp_path / "p", "binary")
+    evaluate(source, tmp_path / "out")
+    with pytest.raises(PredictionsError, match="may be calibrated already"):
+        evaluate(tmp_path / "out", tmp_path / "again", source / "thresholds")
 
 
 def test_same_decisions_count_for_accuracy_and_for_fairness(tmp_path):

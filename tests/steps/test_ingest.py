@@ -122,7 +122,7 @@ def stub(monkeypatch, load):
 
     module = ModuleType("stub_adapter")
     module.Options = Options
-    module.read = lambda root, options, *, age_edges, seed: Release(
+    module.read = lambda root, options, *, age_edges, seed, tolerance: Release(
         cohort([("female", "0-39", 12, 1)]), load, {"without_age": 12}
     )
     monkeypatch.setitem(sys.modules, "stub_adapter", module)
@@ -135,6 +135,33 @@ def test_an_adapter_is_one_line_and_its_counts_are_metrics(tmp_path, monkeypatch
     assert metrics["without_age"] == 12
     with pytest.raises(ConfigError, match="no parameter"):
         execute("ingest", Config(dataset="stub", options={"x": 1}), {}, {"out": tmp_path / "other"})
+
+
+def test_bad_images_are_left_out_and_listed_up_to_a_number(tmp_path, monkeypatch, capsys):
+    bad = []
+
+    def load(key):
+        if key in bad:
+            raise CohortError("The image cannot be read.", where=f"{key} (t.csv, row 2)", mend="Download it again.")
+        return np.full((20, 20, 3), 7, np.uint8)
+
+    stub(monkeypatch, load)
+    execute("ingest", Config(dataset="stub", image_size=16), {}, {"out": tmp_path / "whole"})
+    images = read_cohort(tmp_path / "whole").column("image").to_pylist()
+    bad += images[3:5]
+    metrics = execute("ingest", Config(dataset="stub", image_size=16, skip_bad=2), {}, {"out": tmp_path / "out"})
+    assert metrics["skipped"] == 2
+    assert metrics["images"] == len(images) - 2
+    table, store = read_cohort(tmp_path / "out"), ImageStore.open(tmp_path / "out")
+    assert table.column("image").to_pylist() == store.keys == [name for name in images if name not in bad]
+    assert (store.read(store.keys) == 7).all()
+    listed = (tmp_path / "out" / "skipped.csv").read_text()
+    assert all(name in listed for name in bad)
+    shown = capsys.readouterr()
+    assert not any(name in shown.out + shown.err for name in bad)
+    with pytest.raises(CohortError, match="More than 1 rows or images are bad") as caught:
+        execute("ingest", Config(dataset="stub", image_size=16, skip_bad=1), {}, {"out": tmp_path / "no"})
+    assert bad[1] in caught.value.where
 
 
 def test_a_failure_leaves_the_earlier_output_and_nothing_half_written(tmp_path, monkeypatch):

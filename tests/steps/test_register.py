@@ -137,6 +137,8 @@ def test_run_has_parameters_metrics_and_figures_fit_for_publication(folders, reg
     assert run.data.params["name"] == "stage2"
     assert run.data.params["adapters"] == "adapter-stage1, adapter-stage2"
     assert float(run.data.params["threshold.glaucoma"]) == judged["thresholds"]["glaucoma"]
+    assert run.data.params["calibration"] == judged["calibration"]["method"] == "platt"
+    assert run.data.metrics["test_ece"] == pytest.approx(judged["test"]["overall"]["ece"])
     assert run.data.params["selection.criterion"] == "es_auc"
     logged = {item.path.removeprefix("report/") for item in client.list_artifacts(run.info.run_id, "report")}
     assert logged >= REPORT

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from fairvlm_core.evaluation.report.subjects import Subject, group_curves
 from fairvlm_core.evaluation.report.svg import colour, dash, drawing, element, marker, text_width, ticks
 from fairvlm_core.evaluation.report.words import attribute_name, count, number
@@ -89,6 +91,23 @@ def roc_panel(subject: Subject, attribute: str, groups: Sequence[str]) -> str:
         points = " ".join(f"{_px(a):.1f},{_py(b):.1f}" for a, b in zip(fpr, tpr, strict=True))
         parts.append(element("polyline", points=points, class_=f"curve {colour(i)}", stroke_dasharray=dash(i)))
     return drawing(PANEL, PANEL + 4, f"ROC curves of {subject.title} per group of {attribute_name(attribute)}.", parts)
+
+
+def reliability_panel(
+    title: str, label: str, groups: Sequence[str], curves: Mapping[str, tuple[np.ndarray, np.ndarray]]
+) -> str:
+    """Share of positives against mean score; `groups` fixes each group's colour and dash, `curves` has those drawn."""
+    marks = [0, 0.25, 0.5, 0.75, 1]
+    parts = [*_frame(title, marks, marks, "mean score", "share of positives")]
+    parts.append(element("line", x1=_px(0), y1=_py(0), x2=_px(1), y2=_py(1), class_="chance"))
+    for name, (means, shares) in curves.items():
+        i = groups.index(name)
+        places = [(_px(a), _py(b)) for a, b in zip(means, shares, strict=True)]
+        points = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+        parts.append(element("polyline", points=points, class_=f"curve {colour(i)}", stroke_dasharray=dash(i)))
+        # A group that has one point has no line.
+        parts += [element("circle", cx=x, cy=y, r=3.5, class_=f"mark {colour(i)}") for x, y in places]
+    return drawing(PANEL, PANEL + 4, label, parts)
 
 
 def tradeoff_panel(subjects: Sequence[Subject], attribute: str, *, xs: Sequence[float], ys: Sequence[float]) -> str:

@@ -9,8 +9,10 @@ from importlib.resources import files
 from typing import Any
 
 from fairvlm_core.evaluation.report import charts
+from fairvlm_core.evaluation.report.belief import belief, calibration_told
+from fairvlm_core.evaluation.report.blocks import BOLD, SMALL, figure, legend, line, panels, scrolled
 from fairvlm_core.evaluation.report.subjects import Subject
-from fairvlm_core.evaluation.report.svg import colour, dash, element, marker
+from fairvlm_core.evaluation.report.svg import element, marker
 from fairvlm_core.evaluation.report.tables import html_table, unbroken
 from fairvlm_core.evaluation.report.words import (
     ANSWERS,
@@ -24,11 +26,7 @@ from fairvlm_core.evaluation.report.words import (
     verdict,
 )
 
-BOLD = "; bold is best"
 KINDS = {"binary": "Binary", "multiclass": "Multi-class", "multilabel": "Multi-label"}
-SMALL = (
-    '<p class="note">The smaller a group, the more its numbers are a matter of chance: read them with the counts.</p>'
-)
 
 
 def page(
@@ -64,6 +62,7 @@ def page(
         ]
         if len(subjects) > 1:
             shown.append(("Accuracy against the gap between groups", _tradeoff(subjects, attributes)))
+    shown.append(("How far the scores can be believed", belief(subjects)))
     if any("answers" in subject.judgement for subject in subjects):
         shown.append(("Answers in words", _answers(subjects)))
     if pictures:
@@ -130,7 +129,7 @@ def _headline(subjects: Sequence[Subject], selection: Selection | None) -> str:
             ]
         )
     caption = f"ES-AUC, {short} and EOD are means over the attributes{BOLD * (len(subjects) > 1)}."
-    return _scrolled(html_table(caption, heads, rows, best=best))
+    return scrolled(html_table(caption, heads, rows, best=best))
 
 
 def _by_attribute(subjects: Sequence[Subject]) -> str:
@@ -149,7 +148,7 @@ def _by_attribute(subjects: Sequence[Subject]) -> str:
             keys = ["es_auc", "worst_group_auc", "dpd", *(["dpd_worst"] if several else []), "eod", "tpr_gap"]
             rows.append([subject.title, *(number(found[key]) for key in keys)])
         caption = f"By {attribute_name(attribute)}: {count(first['n'])} images whose group is known."
-        tables.append(_scrolled(html_table(caption, heads, rows, best=best), even=True))
+        tables.append(scrolled(html_table(caption, heads, rows, best=best), even=True))
     note = f"{short}: {name[0].lower()}{name[1:]}. EOD: equalized odds difference{BOLD * (len(subjects) > 1)}."
     return f'<p class="note">{escape(note)}</p>' + "".join(tables)
 
@@ -167,11 +166,11 @@ def _group_figure(subjects: Sequence[Subject], attribute: str) -> str:
             group = subject.judgement["attributes"][attribute]["groups"][name]
             counts = [count(group["n"]), *([count(group["positives"])] if short else [])]
             rows.append([name, subject.title, *counts, *(number(group[key]) for key in keys)])
-    table = _scrolled(html_table(f"The groups of {attribute_name(attribute)} in numbers.", heads, rows, text=2))
-    return _figure(
+    table = scrolled(html_table(f"The groups of {attribute_name(attribute)} in numbers.", heads, rows, text=2))
+    return figure(
         f"AUC by {attribute_name(attribute)}",
-        _legend([subject.title for subject in subjects]) if len(subjects) > 1 else "",
-        _scrolled(charts.auc_bars(subjects, attribute)),
+        legend([subject.title for subject in subjects]) if len(subjects) > 1 else "",
+        scrolled(charts.auc_bars(subjects, attribute)),
         f"<details><summary>The numbers</summary>{table}</details>",
     )
 
@@ -180,20 +179,19 @@ def _roc_figure(subjects: Sequence[Subject], attribute: str) -> str:
     found = subjects[0].judgement["attributes"][attribute]["groups"]
     groups = [name for name, group in found.items() if group["auc"] is not None]
     if not groups:
-        return _figure(f"ROC by {attribute_name(attribute)}", '<p class="note">No group can be judged.</p>')
-    lines = [
-        element("line", x1=1, y1=6, x2=27, y2=6, class_=f"curve {colour(i)}", stroke_dasharray=dash(i))
-        for i in range(len(groups))
-    ]
+        return figure(f"ROC by {attribute_name(attribute)}", '<p class="note">No group can be judged.</p>')
     labels = [f"{name} (n = {count(found[name]['n'])})" for name in groups]
-    panels = "".join(charts.roc_panel(subject, attribute, groups) for subject in subjects)
+    drawings = [charts.roc_panel(subject, attribute, groups) for subject in subjects]
     note = (
         ""
         if len(subjects[0].scores.labels) == 1
         else '<p class="note">Mean curve over the labels, each against the rest.</p>'
     )
-    return _figure(
-        f"ROC by {attribute_name(attribute)}", _legend(labels, lines), f'<div class="panels">{panels}</div>', note
+    return figure(
+        f"ROC by {attribute_name(attribute)}",
+        legend(labels, [line(i) for i in range(len(groups))]),
+        panels(drawings),
+        note,
     )
 
 
@@ -203,11 +201,10 @@ def _tradeoff(subjects: Sequence[Subject], attributes: Sequence[str]) -> str:
     if not shown:
         return '<p class="note">No attribute has two groups that can be judged, so there is no gap to show.</p>'
     marks = [element("g", marker(i, 14, 6, 5)) for i in range(len(subjects))]
-    panels = "".join(charts.tradeoff_panel(subjects, attribute, xs=xs, ys=ys) for attribute in shown)
-    return _figure(
+    return figure(
         "Further left is fairer, further up is more accurate",
-        _legend([subject.title for subject in subjects], marks),
-        f'<div class="panels">{panels}</div>',
+        legend([subject.title for subject in subjects], marks),
+        panels([charts.tradeoff_panel(subjects, attribute, xs=xs, ys=ys) for attribute in shown]),
     )
 
 
@@ -223,9 +220,7 @@ def _answers(subjects: Sequence[Subject]) -> str:
         ]
         for subject in subjects
     ]
-    table = _scrolled(
-        html_table(f"Both ways to answer{BOLD * (len(subjects) > 1)}.", heads, rows, best=best), even=True
-    )
+    table = scrolled(html_table(f"Both ways to answer{BOLD * (len(subjects) > 1)}.", heads, rows, best=best), even=True)
     groups = "".join(_answers_by(subjects, attribute) for attribute in subjects[0].judgement["attributes"])
     if not groups:
         return f'<p class="note">{escape(ANSWERS)}</p>{table}'
@@ -242,7 +237,7 @@ def _answers_by(subjects: Sequence[Subject], attribute: str) -> str:
     ]
     heads = ["Group", "Model", "Images", "Accuracy of the answers", "Undecided"]
     caption = f"Answers in words by {attribute_name(attribute)}."
-    return _scrolled(html_table(caption, heads, sorted(rows, key=lambda row: row[0]), text=2))
+    return scrolled(html_table(caption, heads, sorted(rows, key=lambda row: row[0]), text=2))
 
 
 def _attention(pictures: Mapping[str, bytes]) -> str:
@@ -250,7 +245,7 @@ def _attention(pictures: Mapping[str, bytes]) -> str:
     for title, picture in pictures.items():
         source = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
         told = f"Images with the maps of the base model and of {title} over them."
-        figures.append(_figure(title, f'<img class="looks" alt="{escape(told)}" src="{source}">'))
+        figures.append(figure(title, f'<img class="looks" alt="{escape(told)}" src="{source}">'))
     return f'<p class="note">{escape(ATTENTION)}</p>' + "".join(figures)
 
 
@@ -264,12 +259,12 @@ def _cohort(strata: Mapping[str, Any]) -> str:
         ]
         for cell in strata["cells"]
     ]
-    table = _scrolled(html_table("Training images per cell.", heads, rows, text=len(strata["attributes"])))
+    table = scrolled(html_table("Training images per cell.", heads, rows, text=len(strata["attributes"])))
     swatches = [element("rect", x=1, y=1, width=26, height=10, rx=2, class_=f"bar {c}") for c in ("c0", "c1")]
-    return _figure(
+    return figure(
         f"Training images by {names}",
-        _legend(["before", "after"], swatches),
-        _scrolled(charts.cohort_bars(strata)),
+        legend(["before", "after"], swatches),
+        scrolled(charts.cohort_bars(strata)),
         f"<details><summary>The numbers</summary>{table}</details>"
         '<p class="note">Only training images are balanced; validation and test stay as they were collected.</p>',
     )
@@ -277,14 +272,14 @@ def _cohort(strata: Mapping[str, Any]) -> str:
 
 def _decisions(subjects: Sequence[Subject], how: str) -> str:
     with_thresholds = [subject for subject in subjects if subject.thresholds]
-    text = f"<p>{escape(how)}</p>"
+    text = f"<p>{escape(how)}</p><p>{escape(' '.join(calibration_told(subjects)))}</p>"
     if not with_thresholds:
         return text
     rows = [
         [label, *(number(subject.thresholds[label]) for subject in with_thresholds)]
         for label in with_thresholds[0].scores.labels
     ]
-    return text + _scrolled(html_table("Thresholds.", ["Label", *(s.title for s in with_thresholds)], rows))
+    return text + scrolled(html_table("Thresholds.", ["Label", *(s.title for s in with_thresholds)], rows))
 
 
 def _left_out(judgement: Mapping[str, Any]) -> str:
@@ -323,24 +318,3 @@ def _glossary(kind: str) -> str:
         for term, text in GLOSSARY.items()
     }
     return "<dl>" + "".join(f"<div><dt>{escape(t)}</dt><dd>{escape(d)}</dd></div>" for t, d in terms.items()) + "</dl>"
-
-
-def _legend(labels: Sequence[str], marks: Sequence[str] | None = None) -> str:
-    if marks is None:
-        marks = [
-            element("rect", x=1, y=1, width=26, height=10, rx=2, class_=f"bar {colour(i)}") for i in range(len(labels))
-        ]
-    items = [
-        f'<li><svg width="28" height="12" viewBox="0 0 28 12" aria-hidden="true">{mark}</svg>{escape(label)}</li>'
-        for label, mark in zip(labels, marks, strict=True)
-    ]
-    return f'<ul class="legend">{"".join(items)}</ul>'
-
-
-def _figure(caption: str, *parts: str) -> str:
-    return f"<figure><figcaption>{escape(caption)}</figcaption>{''.join(parts)}</figure>"
-
-
-def _scrolled(content: str, *, even: bool = False) -> str:
-    """What is wide scrolls by itself, never the page; focusable, so that the keyboard can scroll it."""
-    return f'<div class="scroll{" even" * even}" tabindex="0">{content}</div>'

@@ -13,12 +13,13 @@ import pyarrow.compute as pc
 
 from fairvlm_core.errors import PredictionsError
 from fairvlm_core.evaluation.judgement import judge, with_intersection
-from fairvlm_core.evaluation.metrics import roc_curve
+from fairvlm_core.evaluation.metrics import bins_of, reliability, roc_curve
 from fairvlm_core.evaluation.predictions import Y_ANSWER, Scores, kind_of, read_predictions, scores
 from fairvlm_core.evaluation.thresholds import DEFAULT, decided, tune
 from fairvlm_core.files import read_json
 
 GRID = np.linspace(0, 1, 101)
+BINS = 10  # of the picture: few and wide, so that most hold enough images to be shown
 HOW_GIVEN = "The decisions are those in the predictions file (column y_pred); it does not say how they were made."
 HOW_ARGMAX = "Every image gets the class with the largest score; there is no threshold."
 HOW_TUNED = (
@@ -37,19 +38,22 @@ class Subject:
         scores: its predictions, decided.
         judgement: what `judge` says about them.
         thresholds: label -> threshold; empty for multi-class and where the file does not say.
+        calibration: what made its scores, as `calibration.fit` gives it; null where they are taken as they are.
     """
 
     title: str
     scores: Scores
     judgement: dict[str, Any]
     thresholds: Mapping[str, float]
+    calibration: Mapping[str, Any] | None = None
 
 
 def read_subject(folder: Path, title: str, split: str, *, min_cell: int) -> Subject:
     """One split of what evaluate wrote into a folder, under a title."""
     fixed = read_json(folder / "evaluation.json", made_by="evaluate")["thresholds"]
     given = scores(read_predictions(folder), split)
-    return Subject(title, given, judge(given, min_cell=min_cell), fixed["thresholds"])
+    judgement = judge(given, min_cell=min_cell)
+    return Subject(title, given, judgement, fixed["thresholds"], fixed.get("calibration"))
 
 
 def subjects_in(table: pa.Table, *, min_cell: int, where: Path) -> tuple[list[Subject], str, str]:
@@ -126,6 +130,35 @@ def group_curves(subject: Subject, attribute: str) -> dict[str, tuple[np.ndarray
             for j in columns
         ]
         curves[name] = np.append(0.0, GRID), np.append(0.0, np.mean(lines, axis=0))
+    return curves
+
+
+def group_reliability(subject: Subject, attribute: str | None) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Of each published group: mean score and share of positives in `BINS` bins of the score.
+
+    With several labels, every label of an image counts by itself. A bin that holds fewer images of the group than may
+    be published (`min_cell`) is left out, and a group that has no other bin.
+
+    Args:
+        attribute: none takes all images as one group.
+    """
+    least, given = subject.judgement["min_cell"], subject.scores
+    if attribute is None:
+        members = {"all images": np.ones(len(given.sample_ids), dtype=bool)}
+    else:
+        groups = with_intersection(given.groups)[attribute]
+        judged = subject.judgement["attributes"][attribute]
+        members = {name: groups == name for name in judged["groups"] if name not in judged["suppressed"]}
+    curves = {}
+    for name, rows in members.items():
+        truth, score = given.y_true[rows], given.y_score[rows]
+        image, label = np.nonzero(~np.isnan(truth))
+        place = bins_of(score[image, label], BINS)
+        images = np.bincount(np.unique(image * BINS + place) % BINS, minlength=BINS)
+        _, means, shares = reliability(truth[image, label], score[image, label], BINS)
+        shown = images >= least
+        if shown.any():
+            curves[name] = means[shown], shares[shown]
     return curves
 
 

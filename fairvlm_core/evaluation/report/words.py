@@ -34,6 +34,13 @@ GLOSSARY = {
     "are spread alike over the groups.",
     "TPR gap": "Largest minus smallest true positive rate: how differently the ill people of the groups are found.",
     "ROC curve": "True against false positive rate as the threshold moves. The area under it is the AUC.",
+    "ECE": "Expected calibration error: how far the scores are, on average, from the share of ill people among those "
+    "who get them. 0 means that of 100 people with a score of 0.3, 30 are ill. Small groups have a larger one by "
+    "chance alone.",
+    "Brier score": "Mean squared distance between the score and what is true, 1 for ill and 0 for healthy. 0 is "
+    "perfect; it rewards scores that are both believable and far apart for ill and healthy people.",
+    "Reliability curve": "Share of ill people against the score that they got. A model whose scores can be believed "
+    "lies on the diagonal.",
     "Threshold": "The score from which on the model's answer counts as positive.",
 }
 
@@ -46,9 +53,10 @@ ANSWERS = (
 
 ATTENTION = (
     "Test images that hold a finding, on which the model is right and most confident: what the base model attends to "
-    "before any training here, and what the trained model attends to. The number is the probability that it gives the "
-    "finding. The map joins the language model's attention to the image, where it begins to answer, with the vision "
-    "tower's attention rollout. Attention shows what was read, not why a decision was made, and enters no number here."
+    "before any training here, and what the trained model attends to. The number is the score that it gives the "
+    "finding, before calibration. The map joins the language model's attention to the image, where it begins to "
+    "answer, with the vision tower's attention rollout. Attention shows what was read, not why a decision was made, "
+    "and enters no number here."
 )
 
 

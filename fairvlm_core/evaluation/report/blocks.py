@@ -1,0 +1,46 @@
+"""What the sections of the page are built from: figures, legends, and what scrolls by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+from fairvlm_core.evaluation.report.svg import colour, dash, element
+
+SMALL = (
+    '<p class="note">The smaller a group, the more its numbers are a matter of chance: read them with the counts.</p>'
+)
+BOLD = "; bold is best"
+
+
+def figure(caption: str, *parts: str) -> str:
+    """A figure of parts that are HTML already, under its caption."""
+    return f"<figure><figcaption>{escape(caption)}</figcaption>{''.join(parts)}</figure>"
+
+
+def scrolled(content: str, *, even: bool = False) -> str:
+    """What is wide scrolls by itself, never the page; focusable, so that the keyboard can scroll it."""
+    return f'<div class="scroll{" even" * even}" tabindex="0">{content}</div>'
+
+
+def panels(drawings: Sequence[str]) -> str:
+    """Small drawings side by side, as many as there is room for."""
+    return f'<div class="panels">{"".join(drawings)}</div>'
+
+
+def legend(labels: Sequence[str], marks: Sequence[str] | None = None) -> str:
+    """Labels behind their marks; without marks the colours of the bars."""
+    if marks is None:
+        marks = [
+            element("rect", x=1, y=1, width=26, height=10, rx=2, class_=f"bar {colour(i)}") for i in range(len(labels))
+        ]
+    items = [
+        f'<li><svg width="28" height="12" viewBox="0 0 28 12" aria-hidden="true">{mark}</svg>{escape(label)}</li>'
+        for label, mark in zip(labels, marks, strict=True)
+    ]
+    return f'<ul class="legend">{"".join(items)}</ul>'
+
+
+def line(i: int) -> str:
+    """The legend's mark of the i-th line."""
+    return element("line", x1=1, y1=6, x2=27, y2=6, class_=f"curve {colour(i)}", stroke_dasharray=dash(i))
