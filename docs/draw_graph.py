@@ -6,6 +6,7 @@ already imply (stage1 also reads the cohort) is left out.
 
 from __future__ import annotations
 
+import re
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import yaml
 
 ROOT = Path(__file__).parent.parent
+PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())  # one of them decides an arrow
 PICTURE = ROOT / "docs" / "images" / "graph.svg"
 
 # Column and row of each stage.
@@ -48,7 +50,7 @@ def graph(content: dict[str, Any]) -> tuple[dict[str, str], set[tuple[str, str]]
         for item in items:
 
             def filled(path: str, item: str = item) -> str:
-                return path.replace("${item.model}", item)
+                return re.sub(r"\$\{(\w+)\.(\w+)\}", lambda m: item if m[1] == "item" else PARAMS[m[1]][m[2]], path)
 
             reads[stage, item] = {filled(path) for path in body["deps"]}
             writes |= {filled(path): (stage, item) for path in body["outs"]}

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, ImageOps
 
+from fairvlm_core.cohort.tolerance import Tolerance
 from fairvlm_core.errors import CohortError
 from fairvlm_core.files import folder_written
 
@@ -39,6 +41,11 @@ class ImageStore:
         self.size = int(pixels.shape[1])
         self._row = {key: row for row, key in enumerate(keys)}
         self._where = where
+
+    @property
+    def keys(self) -> list[str]:
+        """The keys of the pictures, in the order of `pixels`."""
+        return list(self._row)
 
     @classmethod
     def open(cls, folder: Path) -> ImageStore:
@@ -92,8 +99,9 @@ def build_store(
     *,
     size: int,
     progress: Callable[[int], object] = lambda done: None,
+    tolerance: Tolerance | None = None,
 ) -> ImageStore:
-    """Decode every picture once into `folder/images`, which is put in place only when all of them are readable.
+    """Decode every picture once into `folder/images`, which is put in place only when enough of them are readable.
 
     Args:
         keys: image keys; a repeated key is stored once.
@@ -101,27 +109,49 @@ def build_store(
         folder: where to put the store.
         size: side of the stored squares in pixels.
         progress: called with the number of pictures that have been decoded since the last call.
+        tolerance: how many pictures may be bad; those are not in the store. By default none.
 
     Raises:
         CohortError: whatever `load` raises, or when a picture's pixels have no meaning.
     """
-    unique = list(dict.fromkeys(keys))
+    unique, tolerance = list(dict.fromkeys(keys)), tolerance or Tolerance()
+    kept: list[str] = []
     with folder_written(Path(folder) / STORE) as store:
-        pixels = np.lib.format.open_memmap(
-            store / PIXELS_FILE, mode="w+", dtype=np.uint8, shape=(len(unique), size, size, 3)
-        )
+        shape = (len(unique), size, size, 3)
+        pixels = np.lib.format.open_memmap(store / PIXELS_FILE, mode="w+", dtype=np.uint8, shape=shape)
 
-        def decoded(key: str) -> np.ndarray:
-            return square(load(key), size, where=f"image {key}")
+        def decoded(key: str) -> np.ndarray | CohortError:
+            try:
+                return square(load(key), size, where=f"image {key}")
+            except CohortError as error:
+                return error
 
         with ThreadPoolExecutor(THREADS) as threads:
             for start in range(0, len(unique), BATCH):
                 batch = unique[start : start + BATCH]
-                pixels[start : start + BATCH] = np.stack(list(threads.map(decoded, batch)))
+                for key, picture in zip(batch, threads.map(decoded, batch), strict=True):
+                    if isinstance(picture, CohortError):
+                        tolerance.add(picture)
+                    else:
+                        pixels[len(kept)] = picture
+                        kept.append(key)
                 progress(len(batch))
         pixels.flush()
-        pq.write_table(pa.table({"image": pa.array(unique, pa.string())}), store / INDEX_FILE)
+        del pixels
+        if len(kept) < len(unique):
+            _shorten(store / PIXELS_FILE, (len(kept), *shape[1:]))
+        pq.write_table(pa.table({"image": pa.array(kept, pa.string())}), store / INDEX_FILE)
     return ImageStore.open(folder)
+
+
+def _shorten(file: Path, shape: tuple[int, ...]) -> None:
+    """Keep the first rows of an .npy file of uint8: its header has room for any smaller shape."""
+    header = io.BytesIO()
+    described = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(header, described)
+    with file.open("r+b") as stream:
+        stream.write(header.getvalue())
+        stream.truncate(len(header.getvalue()) + int(np.prod(shape)))
 
 
 def open_image(file: Path | BinaryIO, *, where: str) -> Image.Image:

@@ -15,10 +15,13 @@ from fairvlm_core.errors import ConfigError
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from fairvlm_core.cohort.tolerance import Tolerance
+
 INPUTS = {"root": Port("Folder of the release as published.", optional=True)}
 OUTPUTS = {"out": Port("Folder to write.")}
 
 PLOT_FILE = "cohort.png"
+BAD_FILE = "skipped.csv"
 NOT_SPLIT = "not split yet"
 UNKNOWN = ("unknown", "unknown")  # the cell of images whose sex or age group is unknown
 
@@ -31,6 +34,7 @@ class Config:
     image_size: int = option(64, "Side of the stored pictures in pixels.", low=16, high=1024)
     age_edges: tuple[float, ...] = option((40.0, 60.0), "Whole years at which a new age group begins.", low=1)
     min_cell: int = option(10, "Groups with fewer patients than this are suppressed in what is shown.", low=1)
+    skip_bad: int = option(0, "So many rows and images may be bad: they are left out and listed.", low=0)
     seed: int = option(0, "Seed of a generated cohort.", low=0)
     options: dict[str, Any] = option({}, "Options of the adapter, name: value.")  # noqa: RUF009 - a factory copies it
 
@@ -47,41 +51,68 @@ class Config:
 
 
 def run(config: Config, inputs: dict[str, Path], outputs: dict[str, Path]) -> dict[str, Any]:
-    """Write `cohort.parquet`, `images/` and `cohort.png`, and print the counts.
+    """Write `cohort.parquet`, `images/`, `cohort.png` and, where rows were skipped, `skipped.csv`; print the counts.
 
     Raises:
         ConfigError: when the adapter has no such option or needs a root that is not given.
         CohortError: naming the file, row and column that cannot be read.
     """
+    import pyarrow as pa
+    import pyarrow.compute as pc
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from fairvlm_core.cohort.images import build_store
     from fairvlm_core.cohort.table import write_cohort
+    from fairvlm_core.cohort.tolerance import Tolerance
 
     module, out = adapter(config.dataset), outputs["out"]
     options = build(module.Options, config.options, where=f"ingest.options of {config.dataset}")
-    release = module.read(inputs.get("root"), options, age_edges=config.age_edges, seed=config.seed)
-    table = release.table
-    keys = table.column("image").to_pylist()
+    tolerance = Tolerance(config.skip_bad)
+    release = module.read(
+        inputs.get("root"), options, age_edges=config.age_edges, seed=config.seed, tolerance=tolerance
+    )
+    keys = release.table.column("image").to_pylist()
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     started = time.perf_counter()
     with Progress(*columns, console=Console(stderr=True)) as bar:
         job = bar.add_task("Decoding images", total=len(set(keys)))
-        build_store(keys, release.load, out, size=config.image_size, progress=lambda done: bar.advance(job, done))
+        store = build_store(
+            keys,
+            release.load,
+            out,
+            size=config.image_size,
+            progress=lambda done: bar.advance(job, done),
+            tolerance=tolerance,
+        )
     seconds = time.perf_counter() - started
+    table = release.table.filter(pc.is_in(release.table.column("image"), value_set=pa.array(store.keys, pa.string())))
+    if tolerance.errors:
+        _list_skipped(tolerance, out / BAD_FILE)
 
     write_cohort(table, out)
     counts = shown_counts(table, config.min_cell)
     _plot(counts, config.dataset, config.min_cell, out / PLOT_FILE)
     Console().print(_summary(counts, config.dataset, config.min_cell))
     return {
-        "images": len(set(keys)),
+        "images": len(store.keys),
         "patients": len(table.column("patient_id").unique()),
         **release.counted,
+        "skipped": len(tolerance.errors),
         "images_per_second": round(len(set(keys)) / seconds, 1),
     }
+
+
+def _list_skipped(tolerance: Tolerance, file: Path) -> None:
+    """Which rows and images were left out and why: it names them, so it belongs with the release, not in a log."""
+    import csv
+
+    with file.open("w", newline="", encoding="utf-8") as handle:
+        writer = csv.writer(handle)
+        writer.writerow(["where", "what", "mend"])
+        writer.writerows([error.where, error.what, error.mend] for error in tolerance.errors)
+    print(f"{len(tolerance.errors)} bad rows or images were left out; {file.name} lists them.", flush=True)
 
 
 # split -> (sex, age group) -> number of images, None where suppressed.

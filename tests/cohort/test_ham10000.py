@@ -210,7 +210,7 @@ def test_an_unreadable_image_names_its_row(tmp_path):
     root = release(tmp_path)
     file = root / "HAM10000_images_part_2" / "ISIC_4.jpg"
     file.write_bytes(file.read_bytes()[:200])
-    with pytest.raises(CohortError, match=r"ISIC_4\.jpg \(HAM10000_metadata, row 5\)"):
+    with pytest.raises(CohortError, match=r"ISIC_4\.jpg \(.*HAM10000_metadata, row 5\)"):
         read(root).load("HAM10000_images_part_2/ISIC_4.jpg")
 
 

@@ -1,7 +1,8 @@
 """Adapters: one module per published release, which turns its layout into a cohort.
 
 An adapter is a module with a frozen dataclass `Options` (fields made with `option`, checked by `check`) and
-`read(root, options, *, age_edges, seed) -> Release`. Registering it is one line in `ADAPTERS`.
+`read(root, options, *, age_edges, seed, tolerance) -> Release`. Registering it is one line in `ADAPTERS`. What adapters
+share is in `reading`.
 """
 
 from __future__ import annotations

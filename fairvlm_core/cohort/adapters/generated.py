@@ -19,6 +19,7 @@ import numpy as np
 from fairvlm_core.cohort.adapters import Release
 from fairvlm_core.cohort.fundus import draw_fundus
 from fairvlm_core.cohort.table import SEXES, Task, age_group, age_group_names, cohort_table
+from fairvlm_core.cohort.tolerance import Tolerance
 from fairvlm_core.config import check, option
 
 TASK = Task(
@@ -184,7 +185,14 @@ def anatomy_auc(separation: float) -> float:
     return 0.5 * (1 + math.erf(separation / 2))
 
 
-def read(root: Path | None, options: Options, *, age_edges: tuple[float, ...], seed: int) -> Release:
+def read(
+    root: Path | None,
+    options: Options,
+    *,
+    age_edges: tuple[float, ...],
+    seed: int,
+    tolerance: Tolerance | None = None,
+) -> Release:
     """Generate the cohort; `root` is not read. No image has an official split.
 
     Photographs are drawn when they are asked for, in chunks, and the same seed gives the same bytes in any order.
