@@ -141,9 +141,12 @@ def with_intersection(groups: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The attributes plus sex x age_group, where both are there; its groups are like "female, 0-39"."""
     if not all(name in groups for name in INTERSECTION):
         return dict(groups)
-    pairs = zip(*(groups[name] for name in INTERSECTION), strict=True)
-    both = [None if pd.isna(a) or pd.isna(b) else f"{a}, {b}" for a, b in pairs]
-    return {**groups, " x ".join(INTERSECTION): np.array(both, dtype=object)}
+    (first, one), (second, other) = (pd.factorize(groups[name]) for name in INTERSECTION)
+    names = np.array([[f"{a}, {b}" for b in other] for a in one], dtype=object).reshape(len(one), len(other))
+    both = np.full(len(first), None, dtype=object)
+    known = (first >= 0) & (second >= 0)
+    both[known] = names[first[known], second[known]]
+    return {**groups, " x ".join(INTERSECTION): both}
 
 
 def shown_count(count: int, *, total: int, min_cell: int) -> int | str:
@@ -181,7 +184,11 @@ def _judge_attribute(scores: Scores, groups: np.ndarray, min_cell: int) -> dict[
                 for name, value in values.items()
             },
             "groups": {
-                name: _cell(truth[rows], score[rows], decision[rows], judged.get(name), min_cell)
+                name: {
+                    **_cell(truth[rows], score[rows], decision[rows], judged.get(name), min_cell),
+                    # Of all members, as in the parity gap: what is decided needs no truth.
+                    "selection_rate": _mean(decision[published[name]]),
+                }
                 for name, rows in large.items()
             },
         }
@@ -231,7 +238,6 @@ def _cell(
         "n": len(truth),
         "positives": shown_count(int(truth.sum()), total=len(truth), min_cell=min_cell),
         "auc": None if area is None else _number(area),
-        "selection_rate": _mean(decision),
         "tpr": _number(tpr),
         "fpr": _number(fpr),
         "ece": _number(expected_calibration_error(truth, score)),

@@ -259,10 +259,10 @@ def groups_in(groups: ArrayLike, *, length: int | None = None) -> list[tuple[Any
     values = _group_column(groups)
     if length is not None and len(values) != length:
         raise ValueError(f"groups has {len(values)} rows, the labels have {length}")
-    known = ~pd.isna(values)
-    known[known] = values[known] != -1
-    names = sorted({value.item() if isinstance(value, np.generic) else value for value in values[known]}, key=_natural)
-    return [(name, known & (values == name)) for name in names]
+    codes, found = pd.factorize(values)
+    names = [value.item() if isinstance(value, np.generic) else value for value in found]
+    places = sorted((i for i, name in enumerate(names) if name != -1), key=lambda i: _natural(names[i]))
+    return [(names[i], codes == i) for i in places]
 
 
 def _natural(name: Any) -> list[Any]:

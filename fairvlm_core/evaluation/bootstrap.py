@@ -1,0 +1,342 @@
+"""Intervals for every number of a judgement, by resampling patients, and for the difference of two models.
+
+Patients are drawn, not images: two images of one patient are not two opinions (cluster bootstrap). Which groups take
+part is settled by the data, not by a resample. A resample in which such a group has no positives or no negatives has
+no AUC for it, and none of the gaps in which it stands; an interval is made of the resamples that have the number, and
+there is none where too many lack it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.special import ndtr, ndtri
+
+from fairvlm_core.errors import PredictionsError
+from fairvlm_core.evaluation.judgement import with_intersection
+from fairvlm_core.evaluation.metrics import groups_in
+from fairvlm_core.evaluation.predictions import Scores
+from fairvlm_core.evaluation.resampling import (
+    Sums,
+    Weights,
+    bootstrap_weights,
+    label_sums,
+    leave_out_weights,
+    patient_codes,
+    whole_weights,
+)
+
+RESAMPLES = 1000
+LEVEL = 0.95
+METHODS = ("percentile", "bca")
+FOLDS = 256  # of the jackknife that BCa needs; with fewer patients than this each is left out by itself
+ENOUGH = 0.9  # share of the resamples in which a number must exist for it to have an interval
+
+Path = tuple[str, ...]  # where a number stands in a judgement: ("attributes", "sex", "groups", "female", "auc")
+Values = dict[Path, np.ndarray]  # float64 [R], NaN where a resample has no such number
+
+
+def intervals(
+    scores: Scores,
+    *,
+    resamples: int = RESAMPLES,
+    level: float = LEVEL,
+    method: str = "percentile",
+    min_cell: int = 10,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Intervals of the numbers that `judge` gives for the same predictions.
+
+    Args:
+        scores: with decisions.
+        method: percentile, or bca (bias-corrected and accelerated: Efron 1987).
+        min_cell: as of `judge`: smaller groups have no numbers.
+
+    Returns:
+        level, resamples, method, patients; and, nested as in the judgement, `overall`, `attributes` and `across`:
+        [low, high] instead of the number, null where there is no interval.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, not {method}")
+    patient = patient_codes(scores.patient_ids)
+    people = int(patient.max(initial=-1)) + 1
+    drawn = replicates(scores, bootstrap_weights(patient, resamples, seed), resamples, min_cell=min_cell)
+    one = replicates(scores, whole_weights(len(patient)), 1, min_cell=min_cell)
+    left: Values = {}
+    if method == "bca":
+        folds = min(people, FOLDS)
+        left = replicates(scores, leave_out_weights(patient, folds, seed), folds, min_cell=min_cell)
+    found: dict[str, Any] = {
+        "level": level,
+        "resamples": resamples,
+        "method": method,
+        "patients": people,
+        **{part: {} for part in ("overall", "attributes", "across")},
+    }
+    for path, values in drawn.items():
+        ends = interval(float(one[path][0]), values, level=level, jackknife=left.get(path))
+        place = found
+        for name in path[:-1]:
+            place = place.setdefault(name, {})
+        place[path[-1]] = None if ends is None else [round(end, 6) for end in ends]
+    return found
+
+
+def interval(
+    estimate: float, values: np.ndarray, *, level: float = LEVEL, jackknife: np.ndarray | None = None
+) -> tuple[float, float] | None:
+    """The interval of one number; None where it does not exist, or in too many resamples does not.
+
+    Args:
+        estimate: the number itself.
+        values: what it is in each resample, [R], NaN where it does not exist.
+        jackknife: what it is with each patient (or fold of patients) left out: then the interval is bias-corrected and
+            accelerated (Efron 1987), else that of the percentiles.
+
+    >>> interval(0.5, np.linspace(0, 1, 101), level=0.9)
+    (0.05, 0.95)
+    """
+    known = values[~np.isnan(values)]
+    if np.isnan(estimate) or len(known) < max(ENOUGH * len(values), 1):
+        return None
+    tails = np.array([(1 - level) / 2, (1 + level) / 2])
+    if jackknife is not None:
+        tails = _bca_tails(estimate, known, jackknife[~np.isnan(jackknife)], tails)
+    low, high = np.quantile(known, tails)
+    return float(low), float(high)
+
+
+def _bca_tails(estimate: float, known: np.ndarray, left: np.ndarray, tails: np.ndarray) -> np.ndarray:
+    """Which quantiles to take. Where every resample says the same, or nobody's absence matters, those asked for."""
+    below = ((known < estimate).mean() + (known <= estimate).mean()) / 2
+    away = left.mean() - left if len(left) else np.zeros(1)
+    spread = (away**2).sum() ** 1.5
+    if not 0 < below < 1 or spread == 0:
+        return tails
+    bias, acceleration = ndtri(below), (away**3).sum() / (6 * spread)
+    shifted = bias + ndtri(tails)
+    return ndtr(bias + shifted / (1 - acceleration * shifted))
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much larger a number is for one model than for another on the same patients.
+
+    Attributes:
+        estimate: first minus second.
+        low, high: its interval; NaN where there is none.
+        p_value: two-sided, of no difference: twice the smaller share of resamples on one side of 0, at least 1 in R+1.
+    """
+
+    estimate: float
+    low: float
+    high: float
+    p_value: float
+
+
+def differences(
+    first: Scores,
+    second: Scores,
+    *,
+    resamples: int = RESAMPLES,
+    level: float = LEVEL,
+    min_cell: int = 10,
+    seed: int = 0,
+) -> dict[Path, Difference]:
+    """Every number of the first model minus the second's, with paired resamples: both see the same patients drawn.
+
+    Raises:
+        PredictionsError: the models were not given the same images of the same patients.
+    """
+    drawn, single = [], []
+    if set(zip(first.sample_ids, first.patient_ids, strict=True)) != set(
+        zip(second.sample_ids, second.patient_ids, strict=True)
+    ):
+        raise PredictionsError(
+            f'"{first.model}" and "{second.model}" were not given the same images of the same patients.',
+            mend="Predict the same split of the same cohort with both.",
+        )
+    for scores in (first, second):
+        patient = patient_codes(scores.patient_ids)
+        drawn.append(replicates(scores, bootstrap_weights(patient, resamples, seed), resamples, min_cell=min_cell))
+        single.append(replicates(scores, whole_weights(len(patient)), 1, min_cell=min_cell))
+    found = {}
+    for path in drawn[0].keys() & drawn[1].keys():
+        values, estimate = drawn[0][path] - drawn[1][path], float(single[0][path][0] - single[1][path][0])
+        ends = interval(estimate, values, level=level) or (np.nan, np.nan)
+        known = values[~np.isnan(values)]
+        tail = min((known <= 0).sum(), (known >= 0).sum())
+        p = min(2 * (tail + 1) / (len(known) + 1), 1.0) if not np.isnan(ends[0]) else np.nan
+        found[path] = Difference(estimate, *ends, float(p))
+    return found
+
+
+def replicates(scores: Scores, weights: Weights, resamples: int, *, min_cell: int) -> Values:
+    """Every number of a judgement in every resample.
+
+    Args:
+        weights: of the resamples, of which there are `resamples`.
+    """
+    attributes = {
+        name: [(group, rows) for group, rows in groups_in(values) if rows.sum() >= min_cell]
+        for name, values in with_intersection(scores.groups).items()
+    }
+    by_label = [_label(scores, j, attributes, weights, resamples, min_cell) for j in range(len(scores.labels))]
+    nothing = np.full(resamples, np.nan)
+    found: Values = {}
+    everybody = [label.groups["overall", ""] for label in by_label]
+    found["overall", "accuracy"] = _accuracy(scores.kind, everybody, nothing)
+    # With several classes it is the mean recall of those that are there.
+    balanced = "tpr" if scores.kind == "multiclass" else "balanced"
+    found["overall", "balanced_accuracy"] = _mean([part[balanced] for part in everybody if part["judged"]], nothing)
+    for name in ("auc", "ece", "brier"):
+        found["overall", name] = _mean([part[name] for part in everybody if name != "auc" or part["judged"]], nothing)
+    for label, part in zip(scores.labels, everybody, strict=True):
+        found["overall", "auc_per_label", label] = part["auc"]
+    if scores.kind == "multilabel":
+        found["overall", "exact_match"] = _exact_match(scores, weights, resamples)
+    for name, groups in attributes.items():
+        for metric in ("es_auc", "dpd", "eod", "tpr_gap", "fpr_gap"):
+            told = [label.gaps[name][metric] for label in by_label if metric in label.gaps[name]]
+            found["attributes", name, metric] = _mean(told, nothing)
+            worst = np.fmin if metric == "es_auc" else np.fmax
+            found["attributes", name, f"{metric}_worst"] = worst.reduce(told) if told else nothing
+        for group, _ in groups:
+            parts = [label.groups[name, group] for label in by_label if (name, group) in label.groups]
+            where = ("attributes", name, "groups", str(group))
+            found[*where, "accuracy"] = _accuracy(scores.kind, parts, nothing)
+            for metric in ("auc", "tpr", "fpr"):
+                found[*where, metric] = _mean(
+                    [part[metric] for part in parts if metric != "auc" or part["judged"]], nothing
+                )
+            if scores.kind != "multiclass":
+                found[*where, "selection_rate"] = _mean([part["selection_rate"] for part in parts], nothing)
+                found[*where, "prevalence"] = _mean([part["prevalence"] for part in parts], nothing)
+            for metric in ("ece", "brier"):
+                found[*where, metric] = _mean([part[metric] for part in parts], nothing)
+        for metric, of, worst in (("worst_group_auc", "auc", np.fmin), ("worst_group_ece", "ece", np.fmax)):
+            told = [found["attributes", name, "groups", str(group), of] for group, _ in groups]
+            found["attributes", name, metric] = worst.reduce(told) if told else nothing
+    for metric in ("es_auc", "dpd", "eod", "tpr_gap", "fpr_gap"):
+        told = [found["attributes", name, metric] for name in scores.groups]
+        told = [values for values in told if not np.isnan(values).all()]
+        found["across", metric, "mean"] = _mean(told, nothing)
+    return found
+
+
+@dataclass(frozen=True)
+class _Label:
+    """One label's numbers: (attribute, group) -> metric -> [R], and attribute -> gap -> [R]."""
+
+    groups: dict[tuple[str, Any], dict[str, Any]]
+    gaps: dict[str, dict[str, np.ndarray]]
+
+
+def _label(
+    scores: Scores,
+    j: int,
+    attributes: Mapping[str, list[tuple[Any, np.ndarray]]],
+    weights: Weights,
+    resamples: int,
+    min_cell: int,
+) -> _Label:
+    truth = scores.y_true[:, j]
+    known, count = ~np.isnan(truth), len(truth)
+    columns = [np.zeros(count, dtype=np.int32)]
+    place: dict[tuple[str, Any], int] = {("overall", ""): 0}
+    union: dict[str, int] = {}
+    for name, groups in attributes.items():
+        column, together = np.full(count, -1, dtype=np.int32), np.zeros(count, dtype=bool)
+        for group, rows in groups:
+            place[name, group] = len(place) + len(union)
+            column[rows] = place[name, group]
+            if (rows & known).sum() >= min_cell:
+                together |= rows
+        columns.append(column)
+        # ES-AUC compares with the AUC of those whose group is judged; where that is everybody, it is known already.
+        if together[known].all():
+            union[name] = 0
+        else:
+            union[name] = len(place) + len(union)
+            columns.append(np.where(together, union[name], -1).astype(np.int32))
+    total = max(max(place.values()), max(union.values(), default=0)) + 1
+    sums = label_sums(weights, resamples, truth, scores.y_score[:, j], scores.y_pred[:, j], np.array(columns), total)
+    rates = _rates(sums)
+    large = {("overall", ""): True}
+    judged = {}
+    for name, groups in attributes.items():
+        for group, rows in groups:
+            large[name, group] = (rows & known).sum() >= min_cell
+            judged[name, group] = large[name, group] and 0 < truth[rows & known].sum() < (rows & known).sum()
+    judged["overall", ""] = 0 < truth[known].sum() < known.sum()
+    parts = {
+        key: {metric: values[at] for metric, values in rates.items()} | {"judged": judged[key]}
+        for key, at in place.items()
+        if large[key]
+    }
+    gaps: dict[str, dict[str, np.ndarray]] = {}
+    for name, groups in attributes.items():
+        gaps[name] = {}
+        among = [place[name, group] for group, _ in groups]
+        if len(among) > 1:
+            gaps[name]["dpd"] = _gap(rates["selection_rate"][among])
+        among = [place[name, group] for group, _ in groups if judged[name, group]]
+        if len(among) > 1:
+            base, each = rates["auc"][union[name]], rates["auc"][among]
+            gaps[name]["es_auc"] = base / (1 + np.abs(base - each).sum(0))
+            gaps[name]["tpr_gap"], gaps[name]["fpr_gap"] = _gap(rates["tpr"][among]), _gap(rates["fpr"][among])
+            gaps[name]["eod"] = np.maximum(gaps[name]["tpr_gap"], gaps[name]["fpr_gap"])
+    return _Label(parts, gaps)
+
+
+def _rates(sums: Sums) -> dict[str, np.ndarray]:
+    """Each [G, R]; NaN where there is nothing to divide by."""
+    known = sums.positives + sums.negatives
+    with np.errstate(invalid="ignore", divide="ignore"):
+        tpr, fpr = sums.hits / sums.positives, sums.false_alarms / sums.negatives
+        return {
+            "auc": sums.wins / (sums.positives * sums.negatives),
+            "tpr": tpr,
+            "fpr": fpr,
+            "balanced": (tpr + 1 - fpr) / 2,
+            "selection_rate": sums.selected / sums.members,
+            "prevalence": sums.positives / known,
+            "ece": sums.miscalibration / known,
+            "brier": sums.squares / known,
+            "hits": sums.hits,
+            "right": sums.hits + sums.negatives - sums.false_alarms,
+            "positives": sums.positives,
+            "known": known,
+        }
+
+
+def _gap(values: np.ndarray) -> np.ndarray:
+    """Largest minus smallest over the groups [G, R]; NaN where a group lacks the number."""
+    return values.max(0) - values.min(0)
+
+
+def _accuracy(kind: str, parts: list[dict[str, Any]], nothing: np.ndarray) -> np.ndarray:
+    """Of several classes one is true: an image is right where that one was decided. Else all known labels count."""
+    if not parts:
+        return nothing
+    right, of = ("hits", "positives") if kind == "multiclass" else ("right", "known")
+    with np.errstate(invalid="ignore"):
+        return sum(part[right] for part in parts) / sum(part[of] for part in parts)
+
+
+def _mean(values: list[np.ndarray], nothing: np.ndarray) -> np.ndarray:
+    return np.mean(values, axis=0) if values else nothing
+
+
+def _exact_match(scores: Scores, weights: Weights, resamples: int) -> np.ndarray:
+    known = ~np.isnan(scores.y_true) & ~np.isnan(scores.y_pred)
+    rows = known.any(axis=1)
+    right = ((scores.y_true == scores.y_pred) | ~known).all(axis=1) & rows
+    shares = [
+        (right @ block.astype(np.float32)) / (rows @ block.astype(np.float32))
+        for block in weights(np.arange(len(rows)))
+    ]
+    return np.concatenate(shares)[:resamples].astype(float)
