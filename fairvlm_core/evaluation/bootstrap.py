@@ -205,9 +205,10 @@ def replicates(scores: Scores, weights: Weights, resamples: int, *, min_cell: in
             worst = np.fmin if metric == "es_auc" else np.fmax
             found["attributes", name, f"{metric}_worst"] = worst.reduce(told) if told else nothing
         for group, _ in groups:
-            parts = [label.groups[name, group] for label in by_label if (name, group) in label.groups]
+            parts = [label.groups[name, group] for label in by_label]
             where = ("attributes", name, "groups", str(group))
             found[*where, "accuracy"] = _accuracy(scores.kind, parts, nothing)
+            parts = [part for part in parts if part["large"]]
             for metric in ("auc", "tpr", "fpr"):
                 found[*where, metric] = _mean(
                     [part[metric] for part in parts if metric != "auc" or part["judged"]], nothing
@@ -217,6 +218,13 @@ def replicates(scores: Scores, weights: Weights, resamples: int, *, min_cell: in
                 found[*where, "prevalence"] = _mean([part["prevalence"] for part in parts], nothing)
             for metric in ("ece", "brier"):
                 found[*where, metric] = _mean([part[metric] for part in parts], nothing)
+        right = [found["attributes", name, "groups", str(group), "accuracy"] for group, _ in groups]
+        # The groups of an attribute share nobody, so that their sums add up to everybody's.
+        together = _accuracy(
+            scores.kind, [label.groups[name, group] for label in by_label for group, _ in groups], nothing
+        )
+        apart = sum(np.abs(together - value) for value in right)
+        found["attributes", name, "es_accuracy"] = together / (1 + apart) if len(right) > 1 else nothing
         for metric, of, worst in (("worst_group_auc", "auc", np.fmin), ("worst_group_ece", "ece", np.fmax)):
             told = [found["attributes", name, "groups", str(group), of] for group, _ in groups]
             found["attributes", name, metric] = worst.reduce(told) if told else nothing
@@ -273,9 +281,8 @@ def _label(
             judged[name, group] = large[name, group] and 0 < truth[rows & known].sum() < (rows & known).sum()
     judged["overall", ""] = 0 < truth[known].sum() < known.sum()
     parts = {
-        key: {metric: values[at] for metric, values in rates.items()} | {"judged": judged[key]}
+        key: {metric: values[at] for metric, values in rates.items()} | {"large": large[key], "judged": judged[key]}
         for key, at in place.items()
-        if large[key]
     }
     gaps: dict[str, dict[str, np.ndarray]] = {}
     for name, groups in attributes.items():

@@ -15,9 +15,11 @@ from fairvlm_core.evaluation.metrics import (
     brier,
     demographic_parity_difference,
     equalized_odds_difference,
+    equity_scaled,
     es_auc,
     exact_match,
     expected_calibration_error,
+    false_positive_rate_difference,
     group_aucs,
     groups_in,
     rates,
@@ -27,7 +29,7 @@ from fairvlm_core.evaluation.predictions import Scores
 
 INTERSECTION = ("sex", "age_group")
 # What is said about an attribute, and which of several values is the worst.
-GAPS: dict[str, Callable[..., float]] = {"es_auc": min, "dpd": max, "eod": max, "tpr_gap": max}
+GAPS: dict[str, Callable[..., float]] = {"es_auc": min, "dpd": max, "eod": max, "tpr_gap": max, "fpr_gap": max}
 
 
 def judge(scores: Scores, *, min_cell: int = 10) -> dict[str, Any]:
@@ -41,11 +43,12 @@ def judge(scores: Scores, *, min_cell: int = 10) -> dict[str, Any]:
 
     Returns:
         `overall`: accuracy, balanced_accuracy, exact_match (multilabel only), auc, auc_per_label, ece, brier.
-        `attributes`: attribute (and "sex x age_group") -> n, unknown, es_auc, dpd, eod, tpr_gap (each also `_worst`),
-        worst_group_auc, worst_group_ece, `groups` {name: n, positives, auc, accuracy, selection_rate, tpr, fpr, ece,
-        brier}, `labels` {label: the same four numbers and groups for that label}, suppressed [names], unjudged
-        [{label, group, reason}].
-        `across`: es_auc, dpd, eod, tpr_gap -> mean and worst over the attributes, the intersection not counted again.
+        `attributes`: attribute (and "sex x age_group") -> n, unknown, es_auc, dpd, eod, tpr_gap, fpr_gap (each also
+        `_worst`), es_accuracy, worst_group_auc, worst_group_ece, `groups` {name: n, positives, auc, accuracy,
+        selection_rate, prevalence, tpr, fpr, ece, brier}, `labels` {label: the same five gaps and groups for that
+        label}, suppressed [names], unjudged [{label, group, reason}].
+        `across`: es_auc, dpd, eod, tpr_gap, fpr_gap -> mean and worst over the attributes, the intersection not counted
+        again.
         `unjudged`: [{label, reason}] for labels that have no AUC at all.
         `answers`, only where the model also answered in words: see `judge_answers`.
     """
@@ -176,6 +179,7 @@ def _judge_attribute(scores: Scores, groups: np.ndarray, min_cell: int) -> dict[
             "dpd": demographic_parity_difference(decision, groups=_masked(groups, published)),
             "eod": equalized_odds_difference(truth, decision, groups=cells),
             "tpr_gap": true_positive_rate_difference(truth, decision, groups=cells),
+            "fpr_gap": false_positive_rate_difference(truth, decision, groups=cells),
         }
         labels[label] = {
             # One group alone has no gap; 0 would call it fair.
@@ -202,8 +206,13 @@ def _judge_attribute(scores: Scores, groups: np.ndarray, min_cell: int) -> dict[
     for metric, worst in GAPS.items():
         result[metric] = _mean(label[metric] for label in labels.values())
         result[f"{metric}_worst"] = _pick(worst, (label[metric] for label in labels.values()))
+    known_rows = np.any(list(published.values()), axis=0) if published else np.zeros(len(groups), bool)
+    everybody = _accuracy(scores.kind, scores.y_true[known_rows], scores.y_pred[known_rows])
+    right = [group["accuracy"] for group in found.values() if group["accuracy"] is not None]
+    fair = len(right) > 1 and everybody is not None
     return {
         **result,
+        "es_accuracy": _number(equity_scaled(everybody, right)) if fair and everybody is not None else None,
         "worst_group_auc": _pick(min, (group["auc"] for group in found.values())),
         "worst_group_ece": _pick(max, (group["ece"] for group in found.values())),
         "groups": found,
@@ -217,7 +226,9 @@ def _group(scores: Scores, name: str, rows: np.ndarray, labels: dict[str, Any], 
     """One group's numbers, as means over the labels it can be judged on."""
     count = int(rows.sum())
     if count < min_cell:
-        nothing = dict.fromkeys(("positives", "auc", "accuracy", "selection_rate", "tpr", "fpr", "ece", "brier"))
+        nothing = dict.fromkeys(
+            ("positives", "auc", "accuracy", "selection_rate", "prevalence", "tpr", "fpr", "ece", "brier")
+        )
         return {"n": f"<{min_cell}", **nothing}
     cells = [label["groups"][name] for label in labels.values() if name in label["groups"]]
     return {
@@ -225,8 +236,11 @@ def _group(scores: Scores, name: str, rows: np.ndarray, labels: dict[str, Any], 
         "positives": cells[0]["positives"] if scores.kind == "binary" and cells else None,
         "accuracy": _accuracy(scores.kind, scores.y_true[rows], scores.y_pred[rows]),
         **{metric: _mean(cell[metric] for cell in cells) for metric in ("auc", "tpr", "fpr", "ece", "brier")},
-        # With exactly one class chosen per image, the mean over the classes is a constant and says nothing.
-        "selection_rate": None if scores.kind == "multiclass" else _mean(cell["selection_rate"] for cell in cells),
+        # With exactly one class true and one chosen per image, means over the classes are constants and say nothing.
+        **{
+            metric: None if scores.kind == "multiclass" else _mean(cell[metric] for cell in cells)
+            for metric in ("selection_rate", "prevalence")
+        },
     }
 
 
@@ -238,11 +252,18 @@ def _cell(
         "n": len(truth),
         "positives": shown_count(int(truth.sum()), total=len(truth), min_cell=min_cell),
         "auc": None if area is None else _number(area),
+        "prevalence": _prevalence(truth, min_cell),
         "tpr": _number(tpr),
         "fpr": _number(fpr),
         "ece": _number(expected_calibration_error(truth, score)),
         "brier": _number(brier(truth, score)),
     }
+
+
+def _prevalence(truth: np.ndarray, min_cell: int) -> float | None:
+    """The share of positives; null where it would give away a suppressed count."""
+    positives, count = int(truth.sum()), len(truth)
+    return positives / count if shown_count(positives, total=count, min_cell=min_cell) == positives else None
 
 
 def _accuracy(kind: str, y_true: np.ndarray, y_pred: np.ndarray) -> float | None:

@@ -12,7 +12,7 @@ score is a probability those of Brier (1950) and Guo et al. (2017).
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -215,7 +215,7 @@ def es_auc(y_true: ArrayLike, y_score: ArrayLike, *, groups: ArrayLike) -> float
     truth, score, group = _columns(y_true, groups, y_score=y_score)
     known = np.any([rows for _, rows in groups_in(group)], axis=0)
     overall = auc(truth[known], score[known])
-    return overall / (1 + sum(abs(overall - value) for value in by_group.values()))
+    return equity_scaled(overall, by_group.values())
 
 
 def demographic_parity_difference(y_pred: ArrayLike, *, groups: ArrayLike) -> float:
@@ -237,6 +237,25 @@ def true_positive_rate_difference(y_true: ArrayLike, y_pred: ArrayLike, *, group
     """
     truth, decision, group = _columns(y_true, groups, y_pred=y_pred)
     return _gap([rates(truth[rows], decision[rows])[0] for _, rows in _judgeable(truth, group)])
+
+
+def false_positive_rate_difference(y_true: ArrayLike, y_pred: ArrayLike, *, groups: ArrayLike) -> float:
+    """Largest minus smallest false positive rate over the groups that can be judged.
+
+    >>> false_positive_rate_difference([1, 0, 0, 1, 0, 0], [1, 1, 0, 1, 0, 0], groups=[0, 0, 0, 1, 1, 1])
+    0.5
+    """
+    truth, decision, group = _columns(y_true, groups, y_pred=y_pred)
+    return _gap([rates(truth[rows], decision[rows])[1] for _, rows in _judgeable(truth, group)])
+
+
+def equity_scaled(overall: float, by_group: Iterable[float]) -> float:
+    """A figure, made smaller by how far the groups are from it: overall / (1 + sum of |overall - group|).
+
+    >>> equity_scaled(0.8, [0.7, 0.9])
+    0.6666666666666667
+    """
+    return overall / (1 + sum(abs(overall - value) for value in by_group))
 
 
 def equalized_odds_difference(y_true: ArrayLike, y_pred: ArrayLike, *, groups: ArrayLike) -> float:

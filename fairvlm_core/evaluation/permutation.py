@@ -128,11 +128,11 @@ def _shuffled_gaps(
         if turn:
             for inside in members:
                 for i in range(len(inside) - 1, 0, -1):
-                    k = rng.integers(0, i + 1)
-                    a, b = inside[i], inside[k]
+                    other = rng.integers(0, i + 1)
+                    a, b = inside[i], inside[other]
                     dealt[a], dealt[b] = dealt[b], dealt[a]
         below[:], wins[:], counts[:] = 0.0, 0.0, 0.0
-        start = 0
+        start = np.int64(0)
         for end in ends:
             for i in range(start, end):
                 g = dealt[people[i]]

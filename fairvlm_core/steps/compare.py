@@ -50,7 +50,10 @@ def run(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path])
     from fairvlm_core.files import read_json, write_json, written
 
     validation, test = (
-        {name: read_subject(inputs[name], title, split, min_cell=config.min_cell) for name, title in TITLES.items()}
+        {
+            name: read_subject(inputs[name], title, split, min_cell=config.min_cell, sure=split == "test")
+            for name, title in TITLES.items()
+        }
         for split in ("validation", "test")
     )
     for subjects in (validation, test):

@@ -13,6 +13,8 @@ from typing import Any
 from fairvlm_core.config import Port, check, option
 from fairvlm_core.errors import PredictionsError
 
+METHODS = ("percentile", "bca")
+
 INPUTS = {
     "predictions": Port("Folder that predict wrote."),
     "thresholds": Port("Folder that tune_thresholds wrote for the same model."),
@@ -27,9 +29,14 @@ OUTPUTS = {
 
 @dataclass(frozen=True)
 class Config:
-    """What may be published."""
+    """How sure the numbers are, and what may be published."""
 
     min_cell: int = option(10, "Groups with fewer images are suppressed.", low=1)
+    resamples: int = option(1000, "Resamples of the patients for the intervals of 95 %, and permutations.", low=100)
+    interval: str = option(
+        "percentile", "How the intervals are made; bca is bias-corrected and accelerated.", choices=METHODS
+    )
+    seed: int = option(0, "Seed of the resamples; equal seeds make two models' numbers comparable.", low=0)
 
     def __post_init__(self) -> None:
         check(self)
@@ -43,6 +50,7 @@ def run(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path])
 
     from fairvlm_core.evaluation.attention import ATTENTION_FILE
     from fairvlm_core.evaluation.calibration import calibrate_table
+    from fairvlm_core.evaluation.certainty import certainty
     from fairvlm_core.evaluation.judgement import judge
     from fairvlm_core.evaluation.predictions import (
         PREDICTIONS_FILE,
@@ -69,6 +77,11 @@ def run(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path])
         if split in present or split == "test":
             given = scores(table, split)
             judged[split] = judge(given, min_cell=config.min_cell)
+    # Of validation nothing is claimed, so that its numbers need no intervals.
+    sure, p_values = certainty(
+        given, resamples=config.resamples, method=config.interval, min_cell=config.min_cell, seed=config.seed
+    )
+    judged["test"] |= {"intervals": sure, "p_values": p_values}
     write_json(
         outputs["out"] / "evaluation.json",
         {"model": given.model, "kind": given.kind, "labels": list(given.labels), "thresholds": fixed, **judged},

@@ -77,12 +77,12 @@ def test_without_resampling_the_numbers_are_those_of_the_judgement(kind):
     judged, found = judge(scores), replicates(scores, whole_weights(400), 1, min_cell=10)
     compared = 0
     for path, value in found.items():
-        if any("fpr_gap" in name or name == "prevalence" for name in path):
+        if "prevalence" in path:  # suppressed where it would give away a small count
             continue
         wanted = at(judged, path)
         assert (wanted is None) == np.isnan(value[0]), path
         if wanted is not None:
-            assert value[0] == pytest.approx(wanted, abs=1e-6), path
+            assert value[0] == pytest.approx(wanted, abs=5e-6), path
             compared += 1
     assert compared > 100
 
@@ -98,11 +98,11 @@ def test_a_resample_is_the_table_in_which_rows_stand_as_often_as_they_were_drawn
     for r in (0, 5, 69):
         judged = judge(expanded(scores, blocks[:, r]), min_cell=1)
         for path, values in found.items():
-            if any("fpr_gap" in name or name == "prevalence" for name in path):
+            if "prevalence" in path:
                 continue
             wanted = at(judged, path)
             if wanted is not None and not np.isnan(values[r]):
-                assert values[r] == pytest.approx(wanted, abs=1e-6), path
+                assert values[r] == pytest.approx(wanted, abs=5e-6), path
 
 
 def test_sums_against_scikit_learn_and_loops():

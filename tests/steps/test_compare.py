@@ -66,7 +66,7 @@ def test_comparison_report_table_and_picture_are_written(inputs, tmp_path):
     }  # fmt: skip
     assert list(found["models"]) == sorted(TITLES)
     judged = json.loads((inputs["stage2"] / "evaluation.json").read_text())
-    assert found["models"]["stage2"]["test"] == judged["test"]
+    assert found["models"]["stage2"]["test"].items() <= judged["test"].items()
     assert found["models"]["stage2"]["validation"] == judged["validation"]
     assert found["thresholds"] == found["models"][found["selected"]]["thresholds"]
     assert found["models"]["stage2"]["calibration"] == judged["thresholds"]["calibration"] is not None

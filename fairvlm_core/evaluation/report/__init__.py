@@ -46,7 +46,7 @@ def write_side_by_side(folders: Mapping[str, Path], out: Path, *, title: str, mi
     Args:
         folders: a model's title -> the folder that evaluate wrote for it.
     """
-    subjects = [read_subject(folder, name, "test", min_cell=min_cell) for name, folder in folders.items()]
+    subjects = [read_subject(folder, name, "test", min_cell=min_cell, sure=True) for name, folder in folders.items()]
     require_same_images(subjects, where=", ".join(map(str, folders.values())))
     how = HOW_ARGMAX if subjects[0].scores.kind == "multiclass" else HOW_TUNED
     _write(out, page(subjects, title=title, split="test", how=how))

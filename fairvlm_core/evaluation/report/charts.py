@@ -18,19 +18,22 @@ PANEL = 256.0  # three in a row
 
 
 def auc_bars(subjects: Sequence[Subject], attribute: str) -> str:
-    """AUC of each group (rows) for each model (bars that start at chance, 0.5), with the groups' counts."""
+    """AUC of each group (rows) for each model (bars that start at chance, 0.5) with its interval, and the counts."""
     first = subjects[0].judgement
-    rows = [("all images", count(first["n"]), [subject.judgement["overall"]["auc"] for subject in subjects], "")]
+    values: list[float | None] = [subject.judgement["overall"]["auc"] for subject in subjects]
+    rows = [("all images", count(first["n"]), values, [subject.ends("overall", "auc") for subject in subjects], "")]
     reasons = _reasons(first["attributes"][attribute])
     for name, group in first["attributes"][attribute]["groups"].items():
         counts = count(group["n"])
         if group["positives"] is not None:
             counts += f" · {count(group['positives'])} positive"
         values = [subject.judgement["attributes"][attribute]["groups"][name]["auc"] for subject in subjects]
-        rows.append((name, counts, values, reasons.get(name, "not judged")))
-    known = [value for _, _, values, _ in rows for value in values if value is not None]
+        ends = [subject.ends("attributes", attribute, "groups", name, "auc") for subject in subjects]
+        rows.append((name, counts, values, ends, reasons.get(name, "not judged")))
+    known = [value for _, _, values, _, _ in rows for value in values if value is not None]
+    known += [pair[0] for _, _, _, ends, _ in rows for pair in ends if pair]
     low = min(0.5, math.floor(min(known, default=0.5) * 10) / 10)
-    left = 24 + max(max(text_width(name, 13), text_width(counts, 11.5)) for name, counts, _, _ in rows)
+    left = 24 + max(max(text_width(name, 13), text_width(counts, 11.5)) for name, counts, *_ in rows)
     right = WIDTH - 52
     bars = len(subjects)
     # Two lines of label need 32 px even where there is one bar.
@@ -55,7 +58,7 @@ def auc_bars(subjects: Sequence[Subject], attribute: str) -> str:
             text_anchor="middle",
         )
     )
-    for i, (name, counts, values, reason) in enumerate(rows):
+    for i, (name, counts, values, ends, reason) in enumerate(rows):
         middle = 8 + height * (i + 0.5)
         if i:
             parts.append(element("line", x1=0, x2=right, y1=8 + height * i, y2=8 + height * i, class_="rule"))
@@ -73,9 +76,21 @@ def auc_bars(subjects: Sequence[Subject], attribute: str) -> str:
             parts.append(
                 element("rect", x=start, y=y, width=max(end - start, 1.0), height=BAR, rx=2, class_=f"bar {colour(j)}")
             )
-            parts.append(element("text", text=number(value), x=max(end, start) + 6, y=y + BAR - 2, class_="value"))
-    label = f"Bars of the AUC per group of {attribute_name(attribute)}; the numbers are in the table below the figure."
+            last, pair = end, ends[j]
+            if pair:
+                parts += _whisker(x(pair[0]), x(pair[1]), y + BAR / 2)
+                last = max(end, x(pair[1]))
+            parts.append(element("text", text=number(value), x=last + 6, y=y + BAR - 2, class_="value"))
+    label = f"Bars of the AUC per group of {attribute_name(attribute)} with intervals; the table below has the numbers."
     return drawing(WIDTH, bottom + 48, label, parts)
+
+
+def _whisker(start: float, end: float, y: float) -> list[str]:
+    """An interval as a line with an end mark on both sides."""
+    return [
+        element("line", x1=a, x2=b, y1=top, y2=bottom, class_="whisker")
+        for a, b, top, bottom in ((start, end, y, y), (start, start, y - 3, y + 3), (end, end, y - 3, y + 3))
+    ]
 
 
 def roc_panel(subject: Subject, attribute: str, groups: Sequence[str]) -> str:

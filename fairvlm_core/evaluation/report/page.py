@@ -23,6 +23,7 @@ from fairvlm_core.evaluation.report.words import (
     count,
     number,
     parity,
+    sure,
     verdict,
 )
 
@@ -120,11 +121,14 @@ def _headline(subjects: Sequence[Subject], selection: Selection | None) -> str:
         rows.append(
             [
                 subject.title + (" (selected)" if selection and subject.title == selection.selected else ""),
-                number(overall["accuracy"]),
-                *([number(overall["exact_match"])] if multilabel else []),
-                number(overall["balanced_accuracy"]),
-                number(overall["auc"]),
-                *(number(across[metric]["mean"]) for metric in ("es_auc", "dpd", "eod")),
+                *(
+                    sure(overall[metric], subject.ends("overall", metric))
+                    for metric in ("accuracy", *(["exact_match"] if multilabel else []), "balanced_accuracy", "auc")
+                ),
+                *(
+                    sure(across[metric]["mean"], subject.ends("across", metric, "mean"))
+                    for metric in ("es_auc", "dpd", "eod")
+                ),
                 number(min(worst, default=None)),
             ]
         )
@@ -146,11 +150,20 @@ def _by_attribute(subjects: Sequence[Subject]) -> str:
         for subject in subjects:
             found = subject.judgement["attributes"][attribute]
             keys = ["es_auc", "worst_group_auc", "dpd", *(["dpd_worst"] if several else []), "eod", "tpr_gap"]
-            rows.append([subject.title, *(number(found[key]) for key in keys)])
+            chances = subject.p_values.get(attribute, {})
+            told = [sure(found[key], subject.ends("attributes", attribute, key)) for key in keys]
+            rows.append(
+                [subject.title, *(_with_chance(cell, chances.get(key)) for cell, key in zip(told, keys, strict=True))]
+            )
         caption = f"By {attribute_name(attribute)}: {count(first['n'])} images whose group is known."
         tables.append(scrolled(html_table(caption, heads, rows, best=best), even=True))
     note = f"{short}: {name[0].lower()}{name[1:]}. EOD: equalized odds difference{BOLD * (len(subjects) > 1)}."
     return f'<p class="note">{escape(note)}</p>' + "".join(tables)
+
+
+def _with_chance(cell: str, p: float | None) -> str:
+    """A gap with its interval, and how often chance alone makes one as large."""
+    return cell if p is None else f"{cell}\np {'< 0.001' if p < 0.001 else f'= {p:.3f}'}"
 
 
 def _group_figure(subjects: Sequence[Subject], attribute: str) -> str:
@@ -165,7 +178,8 @@ def _group_figure(subjects: Sequence[Subject], attribute: str) -> str:
         for subject in subjects:
             group = subject.judgement["attributes"][attribute]["groups"][name]
             counts = [count(group["n"]), *([count(group["positives"])] if short else [])]
-            rows.append([name, subject.title, *counts, *(number(group[key]) for key in keys)])
+            where = ("attributes", attribute, "groups", name)
+            rows.append([name, subject.title, *counts, *(sure(group[key], subject.ends(*where, key)) for key in keys)])
     table = scrolled(html_table(f"The groups of {attribute_name(attribute)} in numbers.", heads, rows, text=2))
     return figure(
         f"AUC by {attribute_name(attribute)}",

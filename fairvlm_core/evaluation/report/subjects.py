@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fairvlm_core.errors import PredictionsError
+from fairvlm_core.evaluation.certainty import certainty
 from fairvlm_core.evaluation.judgement import judge, with_intersection
 from fairvlm_core.evaluation.metrics import bins_of, reliability, roc_curve
 from fairvlm_core.evaluation.predictions import Y_ANSWER, Scores, kind_of, read_predictions, scores
@@ -39,6 +40,8 @@ class Subject:
         judgement: what `judge` says about them.
         thresholds: label -> threshold; empty for multi-class and where the file does not say.
         calibration: what made its scores, as `calibration.fit` gives it; null where they are taken as they are.
+        sure: the intervals of the judgement's numbers, as `certainty` gives them; empty where none are shown.
+        p_values: likewise; empty where none are shown.
     """
 
     title: str
@@ -46,14 +49,29 @@ class Subject:
     judgement: dict[str, Any]
     thresholds: Mapping[str, float]
     calibration: Mapping[str, Any] | None = None
+    sure: Mapping[str, Any] = field(default_factory=dict)
+    p_values: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
+
+    def ends(self, *path: str) -> Sequence[float] | None:
+        """The interval of a number of the judgement, if it has one: `ends("overall", "auc")`."""
+        found: Any = self.sure
+        for name in path:
+            found = found.get(name) if found else None
+        return found
 
 
-def read_subject(folder: Path, title: str, split: str, *, min_cell: int) -> Subject:
-    """One split of what evaluate wrote into a folder, under a title."""
+def read_subject(folder: Path, title: str, split: str, *, min_cell: int, sure: bool = False) -> Subject:
+    """One split of what evaluate wrote into a folder, under a title; with `sure`, its numbers have intervals."""
     fixed = read_json(folder / "evaluation.json", made_by="evaluate")["thresholds"]
     given = scores(read_predictions(folder), split)
-    judgement = judge(given, min_cell=min_cell)
-    return Subject(title, given, judgement, fixed["thresholds"], fixed.get("calibration"))
+    subject = Subject(title, given, judge(given, min_cell=min_cell), fixed["thresholds"], fixed.get("calibration"))
+    return with_intervals(subject) if sure else subject
+
+
+def with_intervals(subject: Subject) -> Subject:
+    """The same, with an interval for every number and a p-value for every gap."""
+    sure, p_values = certainty(subject.scores, min_cell=subject.judgement["min_cell"])
+    return replace(subject, sure=sure, p_values=p_values)
 
 
 def subjects_in(table: pa.Table, *, min_cell: int, where: Path) -> tuple[list[Subject], str, str]:
@@ -83,7 +101,7 @@ def subjects_in(table: pa.Table, *, min_cell: int, where: Path) -> tuple[list[Su
         else:
             thresholds = dict.fromkeys(given.labels, DEFAULT)
             given, how = decided(given, thresholds), "There is no validation split to tune on: every threshold is 0.5."
-        subjects.append(Subject(title, given, judge(given, min_cell=min_cell), thresholds))
+        subjects.append(with_intervals(Subject(title, given, judge(given, min_cell=min_cell), thresholds)))
     require_same_images(subjects, where=str(where))
     return subjects, split, how
 

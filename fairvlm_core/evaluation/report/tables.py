@@ -88,16 +88,23 @@ def html_table(
 ) -> str:
     """A table whose first `text` columns are words and the others numbers; everything is escaped.
 
-    `best` says per column whether the largest ("high") or smallest ("low") number is set bold, if there is a choice.
+    What stands on further lines of a cell is set small below the first. `best` says per column whether the largest
+    ("high") or smallest ("low") number is set bold, if there is a choice.
     """
-    bold = {j: _best([row[j] for row in rows], which) for j, which in enumerate(best) if which and len(rows) > 1}
+    bold = {
+        j: _best([row[j].split("\n")[0] for row in rows], which)
+        for j, which in enumerate(best)
+        if which and len(rows) > 1
+    }
     lines = [f"<table><caption>{escape(caption)}</caption><thead><tr>"]
     lines += [f'<th scope="col"{_class(j, text)}>{unbroken(head)}</th>' for j, head in enumerate(heads)]
     lines.append("</tr></thead><tbody>")
     for row in rows:
-        lines.append(f'<tr><th scope="row">{escape(row[0])}</th>')
+        lines.append(f'<tr><th scope="row">{unbroken(row[0])}</th>')
         for j, cell in enumerate(row[1:], 1):
-            shown = f"<strong>{escape(cell)}</strong>" if j in bold and cell == bold[j] else escape(cell)
+            first, *below = cell.split("\n")
+            shown = f"<strong>{escape(first)}</strong>" if j in bold and first == bold[j] else escape(first)
+            shown += "".join(f'<span class="ends">{escape(text_below)}</span>' for text_below in below)
             lines.append(f"<td{_class(j, text)}>{shown}</td>")
         lines.append("</tr>")
     return "".join([*lines, "</tbody></table>"])

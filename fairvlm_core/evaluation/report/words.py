@@ -41,6 +41,11 @@ GLOSSARY = {
     "perfect; it rewards scores that are both believable and far apart for ill and healthy people.",
     "Reliability curve": "Share of ill people against the score that they got. A model whose scores can be believed "
     "lies on the diagonal.",
+    "Interval": "Below a number, small: had other patients of the same kind been there, 95 of 100 such intervals would "
+    "hold the true number. Made by drawing the patients, with all their images, with replacement a thousand times. "
+    "Where chance alone may explain a gap (p of 0.05 or more), its interval begins at 0.",
+    "p": "Of a gap: how often chance alone makes one at least as large, were the groups served alike. Found by dealing "
+    "out the groups' names anew among the patients; for gaps in errors and AUC among those of the same truth.",
     "Threshold": "The score from which on the model's answer counts as positive.",
 }
 
@@ -84,6 +89,24 @@ def number(value: float | None, digits: int = 3) -> str:
     ('0.812', '–')
     """
     return "–" if value is None else f"{value:.{digits}f}"
+
+
+def sure(value: float | None, ends: Sequence[float] | None, digits: int = 3) -> str:
+    """A number and, on a second line, its interval.
+
+    >>> sure(0.81239, [0.79, 0.834])
+    '0.812\\n0.790–0.834'
+    """
+    return number(value, digits) + ("" if value is None or ends is None else "\n" + span(ends, digits))
+
+
+def span(ends: Sequence[float], digits: int = 3) -> str:
+    """An interval as text.
+
+    >>> span([0.79, 0.834])
+    '0.790–0.834'
+    """
+    return "–".join(number(end, digits) for end in ends)
 
 
 def count(value: int | str | None) -> str:
