@@ -41,6 +41,7 @@ def run(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path])
     from rich.console import Console
 
     from fairvlm_core.evaluation.attention import ATTENTION_FILE
+    from fairvlm_core.evaluation.contrasts import contrasts
     from fairvlm_core.evaluation.report import COMPARISON_FILE, REPORT_FILE, write_comparison
     from fairvlm_core.evaluation.report.pictures import tradeoff_picture
     from fairvlm_core.evaluation.report.subjects import read_subject, require_same_images
@@ -62,6 +63,9 @@ def run(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path])
     values = {name: criterion(config.criterion, subject.judgement, attributes) for name, subject in validation.items()}
     selected = select(config.criterion, values)
     first = test["stage1"].judgement
+    chosen = test[selected]
+    others = {subject.title: subject.scores for name, subject in test.items() if name != selected}
+    against = contrasts(chosen.scores, others, min_cell=config.min_cell)
     comparison = {
         "kind": first["kind"],
         "labels": first["labels"],
@@ -79,6 +83,7 @@ def run(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path])
             }
             for name, title in TITLES.items()
         },
+        "contrasts": against,
         "table": summary_rows({name: subject.judgement for name, subject in test.items()}),
     }
     out = outputs["out"]
@@ -91,7 +96,8 @@ def run(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path])
     strata = read_json(inputs["strata"] / "strata.json", made_by="stratify")
     drawn = {TITLES[name]: inputs[name] / ATTENTION_FILE for name in TITLES}
     pictures = {title: path.read_bytes() for title, path in drawn.items() if path.is_file()}
-    write_comparison(list(test.values()), out / REPORT_FILE, selection=selection, strata=strata, pictures=pictures)
+    more = {"strata": strata, "pictures": pictures, "against": against}
+    write_comparison(list(test.values()), out / REPORT_FILE, selection=selection, **more)
     tradeoff_picture(list(test.values()), out / "tradeoff.png")
     Console().print(summary_table(comparison))
     return {"selected": selected, "criterion": config.criterion} | _flat(comparison)

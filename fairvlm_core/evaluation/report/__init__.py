@@ -59,16 +59,18 @@ def write_comparison(
     selection: Selection,
     strata: Mapping[str, Any] | None,
     pictures: Mapping[str, bytes] | None = None,
+    against: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Write the report of a comparison: models on test, which one validation selected, and the training cohort.
 
     Args:
         pictures: a model's title -> PNG of where it looks; they become part of the page.
+        against: what `contrasts` says of the selected model and the others.
     """
     multiclass = subjects[0].scores.kind == "multiclass"
     how = HOW_ARGMAX if multiclass else HOW_TUNED
     title = "Fairness of the compared models"
-    more: dict[str, Any] = {"strata": strata, "selection": selection, "pictures": pictures or {}}
+    more: dict[str, Any] = {"strata": strata, "selection": selection, "pictures": pictures or {}, "against": against}
     _write(out, page(subjects, title=title, split="test", how=how, **more))
 
 

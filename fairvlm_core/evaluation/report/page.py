@@ -39,6 +39,7 @@ def page(
     strata: Mapping[str, Any] | None = None,
     selection: Selection | None = None,
     pictures: Mapping[str, bytes] | None = None,
+    against: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """The whole document.
 
@@ -50,10 +51,13 @@ def page(
         strata: the content of `strata.json`: the training cells before and after balancing.
         selection: which model was chosen and by what, if one was.
         pictures: a model's title -> PNG of where it looks.
+        against: what `contrasts` says of the selected model and the others.
     """
     first = subjects[0].judgement
     attributes = list(first["attributes"])
     shown = [("Summary", _headline(subjects, selection))]
+    if against and selection:
+        shown.append((f"{selection.selected} against the others", _against(against, first["kind"])))
     if attributes:
         single = [name for name in attributes if " x " not in name]
         shown += [
@@ -134,6 +138,31 @@ def _headline(subjects: Sequence[Subject], selection: Selection | None) -> str:
         )
     caption = f"ES-AUC, {short} and EOD are means over the attributes{BOLD * (len(subjects) > 1)}."
     return scrolled(html_table(caption, heads, rows, best=best))
+
+
+def _against(rows: Sequence[Mapping[str, Any]], kind: str) -> str:
+    """The selected model minus each other one, and whether chance explains it."""
+    names = {"auc": "AUC", "accuracy": "Accuracy", "es_auc": "ES-AUC", "dpd": parity(kind)[0], "eod": "EOD"}
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    lines = []
+    for model in models:
+        told = {row["measure"]: row for row in rows if row["model"] == model}
+        lines.append([model, *(_difference(told[measure]) for measure in names)])
+    caption = (
+        "The selected model minus each of the others, on the same images; p after Holm's correction over the models."
+    )
+    note = (
+        "The interval and the test are paired: both models see the same patients drawn. Higher is better for AUC, "
+        f"accuracy and ES-AUC, lower for {names['dpd']} and EOD. An interval that holds 0 settles nothing."
+    )
+    return scrolled(html_table(caption, ["Against", *names.values()], lines)) + f'<p class="note">{escape(note)}</p>'
+
+
+def _difference(row: Mapping[str, Any]) -> str:
+    if row["difference"] is None:
+        return "–"
+    ends = "" if row["low"] is None else f"\n{row['low']:+.3f} to {row['high']:+.3f}"
+    return _with_chance(f"{row['difference']:+.3f}{ends}", row["p_holm"])
 
 
 def _by_attribute(subjects: Sequence[Subject]) -> str:
