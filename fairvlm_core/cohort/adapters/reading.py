@@ -24,6 +24,7 @@ from fairvlm_core.errors import CohortError, ConfigError
 
 OLDEST = 120  # years
 WIDEST = 2**20  # characters of a cell: a clinical report has some thousand
+LONGEST = 2**26  # characters of a line
 # A table of 380,000 rows unpacks to 60 MB; one that unpacks to more than this is a bomb or a mistake.
 LARGEST = 8 * 2**30
 PICTURES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp")
@@ -118,7 +119,8 @@ def read_rows(
     other = {name.lower(): column for column in columns for name in (*(also or {}).get(column, ()), column)}
     with _opened(table) as lines:
         first = _first_line(lines, table)
-        reader = csv.reader(chain([first] if first else [], lines), delimiter="\t" if "\t" in first else ",")
+        rest = _bounded_lines(lines, table)
+        reader = csv.reader(chain([first] if first else [], rest), delimiter="\t" if "\t" in first else ",")
         header = [other.get(name.strip().lower(), name.strip()) for name in _next(reader, table) or ()]
         if not header:
             raise CohortError("The table is empty.", where=str(table), mend=mend)
@@ -183,7 +185,19 @@ class _Bounded(io.RawIOBase):
 
 def _first_line(lines: TextIO, table: Path) -> str:
     with _readable(table, "row 1"):
-        return lines.readline(WIDEST)
+        return next(_bounded_lines(lines, table), "")
+
+
+def _bounded_lines(lines: TextIO, table: Path) -> Iterator[str]:
+    """The lines, none of which may fill the memory before the length of its cells is seen."""
+    while line := lines.readline(LONGEST):
+        if len(line) == LONGEST:
+            raise CohortError(
+                f"A line has more than {LONGEST} characters.",
+                where=str(table),
+                mend="Check that it is what it should be.",
+            )
+        yield line
 
 
 def _next(reader: Any, table: Path) -> list[str] | None:
@@ -214,7 +228,7 @@ def inside(root: Path, name: str | Path, where: str) -> str:
         name: relative to the release, or the path of a file that was found there.
 
     Raises:
-        CohortError: the name is absolute, or leads out of the release, by itself or through a link.
+        CohortError: the name is absolute, leads out of the release, by itself or through a link, or is no name.
     """
     pure = PurePosixPath(name.relative_to(root) if isinstance(name, Path) else name.replace("\\", "/"))
     if pure.is_absolute() or ".." in pure.parts or ":" in (pure.parts or ("",))[0]:
@@ -222,7 +236,13 @@ def inside(root: Path, name: str | Path, where: str) -> str:
             "The path of an image leads out of the release.", where=where, mend="Name it relative to the release."
         )
     path = root / pure
-    if path.is_symlink() or not _resolved(path.parent).is_relative_to(_resolved(root)):
+    try:
+        leads_away = path.is_symlink() or not _resolved(path.parent).is_relative_to(_resolved(root))
+    except (OSError, ValueError):  # too long, or with a character that no name has
+        raise CohortError(
+            "The path of an image cannot be that of a file.", where=where, mend="Correct it, or remove the row."
+        ) from None
+    if leads_away:
         raise CohortError(
             "The image is a link, or lies behind one that leads out of the release.",
             where=where,
