@@ -12,29 +12,36 @@ from numpy.typing import ArrayLike
 from fairvlm_core.evaluation.predictions import Scores, kind_of, scores
 
 DEFAULT = 0.5
+RULES = ("f1", "youden", "sensitivity", "specificity")
 
 
-def tune(y_true: ArrayLike, y_score: ArrayLike) -> np.ndarray:
-    """Per label, the threshold that maximises F1 when `y_score >= threshold` means positive (FairMed-VLM, thresholds).
+def tune(y_true: ArrayLike, y_score: ArrayLike, *, rule: str = "f1", target: float = 0.9) -> np.ndarray:
+    """Per label, the best threshold by a rule, when `y_score >= threshold` means positive (FairMed-VLM, thresholds).
 
-    Maximising every label's F1 maximises macro-F1. All thresholds between two neighbouring scores decide alike, so the
-    result is the best over all real numbers. Of several best ones it is the one nearest 0.5; where that would be the
-    open end of an interval, which decides differently, it is the middle of that interval.
+    All thresholds between two neighbouring scores decide alike, so the result is the best over all real numbers. Of
+    several best ones it is the one nearest 0.5; where that would be the open end of an interval, which decides
+    differently, it is the middle of that interval.
 
     Args:
         y_true: [n, L], 0 or 1, NaN where unknown (such a row is ignored for that label).
         y_score: [n, L].
+        rule: what is best. `f1`: the largest F1; maximising every label's maximises macro-F1. `youden`: the largest sum
+            of sensitivity and specificity (Youden 1950). `sensitivity`: the largest specificity at which at least
+            `target` of the positives are found, as screening asks for. `specificity`: the largest sensitivity at which
+            at least `target` of the negatives are cleared.
 
     Returns:
-        float64 [L]; 0.5 for a label without positives.
+        float64 [L]; 0.5 for a label without positives, or for another rule than f1 without negatives.
 
     >>> tune([[0], [1], [0], [1]], [[0.1], [0.3], [0.2], [0.4]])
     array([0.3])
     """
+    if rule not in RULES:
+        raise ValueError(f"rule should be one of {', '.join(RULES)}, not {rule}")
     truth, score = np.asarray(y_true, dtype=float), np.asarray(y_score, dtype=float)
     if truth.ndim != 2 or truth.shape != score.shape:
         raise ValueError(f"y_true has the shape {truth.shape}, y_score {score.shape}; both should be [n, L]")
-    return np.array([_best(truth[:, j], score[:, j]) for j in range(truth.shape[1])])
+    return np.array([_best(truth[:, j], score[:, j], rule, target) for j in range(truth.shape[1])])
 
 
 def f1(y_true: ArrayLike, y_pred: ArrayLike) -> float:
@@ -85,22 +92,38 @@ def add_decisions(table: pa.Table, thresholds: Mapping[str, float]) -> pa.Table:
     return table.append_column("y_pred", pa.array(value, pa.int8()))
 
 
-def _best(truth: np.ndarray, score: np.ndarray) -> float:
+def _best(truth: np.ndarray, score: np.ndarray, rule: str, target: float) -> float:
     known = ~np.isnan(truth)
     truth, score = truth[known], score[known]
-    positives = truth.sum()
-    if not positives:
+    positives = int(truth.sum())
+    negatives = len(truth) - positives
+    if not positives or (rule != "f1" and not negatives):
         return DEFAULT
     order = np.argsort(-score, kind="stable")
     truth, score = truth[order], score[order]
     last = np.flatnonzero(np.append(np.diff(score) != 0, True))  # the last row of each run of equal scores
-    quality = 2 * np.cumsum(truth)[last] / (last + 1 + positives)
-    # Every threshold in (below, score] decides alike; equal F1 are equal floats, as each is one division of integers.
-    high = score[last]
-    low = np.append(high[1:], -np.inf)
+    # Every threshold in (below, score] decides alike; the first interval is above all scores, where nobody is positive.
+    hits = np.append(0, np.cumsum(truth)[last]).astype(np.int64)
+    alarms = np.append(0, last + 1) - hits
+    high = np.append(np.inf, score[last])
+    low = np.append(score[last], -np.inf)
+    quality = _quality(rule, target, hits, alarms, positives, negatives)
     best = quality == quality.max()
     candidates = np.array([_nearest(a, b) for a, b in zip(low[best], high[best], strict=True)])
     return float(candidates[np.argmin(np.abs(candidates - DEFAULT))])
+
+
+def _quality(
+    rule: str, target: float, hits: np.ndarray, alarms: np.ndarray, positives: int, negatives: int
+) -> np.ndarray:
+    """What the rule makes largest: of whole numbers, or one division of such, so that equal qualities are equal."""
+    if rule == "f1":
+        return 2 * hits / (hits + alarms + positives)
+    if rule == "youden":
+        return (hits * negatives - alarms * positives).astype(float)
+    if rule == "sensitivity":
+        return np.where(hits >= target * positives, -alarms, -np.inf)
+    return np.where(negatives - alarms >= target * negatives, hits, -np.inf)
 
 
 def _nearest(low: float, high: float) -> float:
@@ -109,5 +132,7 @@ def _nearest(low: float, high: float) -> float:
         return high
     if low < DEFAULT:
         return DEFAULT
+    if high == np.inf:
+        return float(np.nextafter(low, np.inf)) if low >= 1 else (low + 1) / 2
     middle = low + (high - low) / 2
     return middle if middle > low else high  # neighbouring floats have no middle

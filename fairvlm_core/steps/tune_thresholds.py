@@ -1,7 +1,8 @@
 """Fix the calibration of the scores and one decision threshold per label on validation, before the test split is read.
 
 Scores are calibrated first (see `evaluation.calibration`), so that thresholds belong to calibrated scores. A label's
-threshold is the one with the best F1 (FairMed-VLM, thresholds); multi-class tasks decide by argmax.
+threshold is the best one by a rule, by default that of the largest F1 (FairMed-VLM, thresholds); multi-class tasks
+decide by argmax.
 """
 
 from __future__ import annotations
@@ -13,24 +14,32 @@ from typing import Any
 
 from fairvlm_core.config import Port, check, option
 
+RULES = ("f1", "youden", "sensitivity", "specificity")
 INPUTS = {"predictions": Port("Folder that predict wrote.")}
 OUTPUTS = {"out": Port("Folder to write: thresholds.json.")}
 
 
 @dataclass(frozen=True)
 class Config:
-    """Whether to calibrate. A threshold cannot be set by hand, for it would not be fixed on validation."""
+    """How thresholds are found. None can be set by hand, for it would not be fixed on validation."""
 
     calibrate: bool = option(
         True, "Turn scores into probabilities first: Platt scaling per label, for several diagnoses one temperature."
     )
+    rule: str = option(
+        "f1",
+        "What a threshold makes largest: F1; youden, sensitivity + specificity; or, where one of them must reach the "
+        "target (sensitivity, as in screening, or specificity), the other.",
+        choices=RULES,
+    )
+    target: float = option(0.9, "What the rules sensitivity and specificity must reach on validation.", low=0, high=1)
 
     def __post_init__(self) -> None:
         check(self)
 
 
 def run(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path]) -> dict[str, Any]:
-    """Write thresholds.json: the kind, labels, method, n, calibration (or null), and label -> threshold with its F1."""
+    """Write thresholds.json: the kind, labels, rule, n, calibration (or null), and label -> threshold with its F1."""
     import numpy as np
 
     from fairvlm_core.evaluation.calibration import calibrated, fit, left_alone
@@ -45,7 +54,7 @@ def run(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path])
     for reason, labels in alone.items():
         print(f"Not calibrated: {', '.join(labels)} ({reason}).", flush=True)
     single = given.kind == "multiclass"
-    thresholds = None if single else tune(given.y_true, given.y_score)
+    thresholds = None if single else tune(given.y_true, given.y_score, rule=config.rule, target=config.target)
     decisions = decide(given.y_score, thresholds, given.kind)
     quality = {
         label: f1(truth, decision)
@@ -61,7 +70,8 @@ def run(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path])
             "split": "validation",
             "n": len(given.sample_ids),
             "calibration": calibration,
-            "method": "argmax" if single else "max_f1",
+            "rule": "argmax" if single else config.rule,
+            "target": config.target if config.rule in ("sensitivity", "specificity") and not single else None,
             "thresholds": {}
             if thresholds is None
             else {label: float(value) for label, value in zip(given.labels, thresholds, strict=True)},

@@ -134,7 +134,7 @@ def test_thresholds_are_tuned_on_validation_where_the_file_has_none(tmp_path):
     (subject,), split, how = subjects_in(read_predictions(path), min_cell=10, where=path)
     validation = scores(read_predictions(path), "validation")
     assert split == "test"
-    assert "best F1 on the validation split" in how
+    assert "largest F1 on the validation split" in how
     np.testing.assert_array_equal(list(subject.thresholds.values()), tune(validation.y_true, validation.y_score))
 
 

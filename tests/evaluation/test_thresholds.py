@@ -67,6 +67,49 @@ def test_labels_are_tuned_apart_and_unknown_truth_is_ignored():
     np.testing.assert_array_equal(tune(truth, score), tune(truth[known], score[known]))
 
 
+@settings(max_examples=80, deadline=None)
+@given(
+    st.lists(st.tuples(st.booleans(), st.sampled_from(np.linspace(0, 1, 9).tolist())), min_size=2, max_size=14),
+    st.sampled_from(["youden", "sensitivity", "specificity"]),
+    st.sampled_from([0.0, 0.5, 0.8, 1.0]),
+)
+def test_other_rules_are_the_best_of_all_thresholds(rows, rule, target):
+    truth, score = np.array([t for t, _ in rows]), np.array([s for _, s in rows])
+    (found,) = tune(truth[:, None], score[:, None], rule=rule, target=target)
+    if truth.all() or not truth.any():
+        assert found == 0.5
+        return
+
+    def rates(threshold):
+        decided = score >= threshold
+        return decided[truth].mean(), 1 - decided[~truth].mean()
+
+    grid = [rates(t) for t in np.linspace(-0.1, 1.1, 97)]
+    sensitivity, specificity = rates(found)
+    if rule == "youden":
+        assert sensitivity + specificity == pytest.approx(max(a + b for a, b in grid))
+    elif rule == "sensitivity":
+        assert sensitivity >= target
+        assert specificity == max(b for a, b in grid if a >= target)
+    else:
+        assert specificity >= target
+        assert sensitivity == max(a for a, b in grid if b >= target)
+
+
+def test_youden_is_that_of_the_roc_curve():
+    from sklearn.metrics import roc_curve
+
+    rng = np.random.default_rng(0)
+    truth = rng.random(500) < 0.3
+    score = np.clip(0.2 * truth + rng.random(500) * 0.8, 0, 1).astype(np.float16).astype(float)
+    fpr, tpr, _ = roc_curve(truth, score)
+    (found,) = tune(truth[:, None], score[:, None], rule="youden")
+    decided = score >= found
+    assert decided[truth].mean() - decided[~truth].mean() == pytest.approx((tpr - fpr).max())
+    with pytest.raises(ValueError, match="rule should be one of"):
+        tune([[0], [1]], [[0.1], [0.2]], rule="best")
+
+
 def test_f1_equals_scikit_learn():
     rng = np.random.default_rng(0)
     truth, decision = rng.integers(0, 2, (2, 50))

@@ -31,7 +31,7 @@ def test_each_label_gets_the_threshold_of_the_best_f1(tmp_path):
     assert found["calibration"] is None
     assert metrics["calibrated"] == 0
     assert found["labels"] == list(generated.LABELS["multilabel"])
-    assert found["method"] == "max_f1"
+    assert found["rule"] == "f1"
     assert found["split"] == "validation"
     assert found["n"] == metrics["n"] == 300
     rows = table.filter(pc.equal(table.column("split"), "validation")).to_pandas().dropna(subset="y_true")
@@ -110,7 +110,7 @@ def test_test_split_is_not_read(tmp_path, kind):
 
 def test_multiclass_decides_by_argmax(tmp_path):
     _, found = tuned(tmp_path, generated.table("multiclass"), "multiclass")
-    assert found["method"] == "argmax"
+    assert found["rule"] == "argmax"
     assert found["thresholds"] == {}
     assert list(found["f1"]) == sorted(generated.LABELS["multiclass"])
 

@@ -8,8 +8,6 @@ from typing import Any
 
 from fairvlm_core.evaluation.report.page import page
 from fairvlm_core.evaluation.report.subjects import (
-    HOW_ARGMAX,
-    HOW_TUNED,
     Subject,
     read_subject,
     require_same_images,
@@ -48,8 +46,7 @@ def write_side_by_side(folders: Mapping[str, Path], out: Path, *, title: str, mi
     """
     subjects = [read_subject(folder, name, "test", min_cell=min_cell, sure=True) for name, folder in folders.items()]
     require_same_images(subjects, where=", ".join(map(str, folders.values())))
-    how = HOW_ARGMAX if subjects[0].scores.kind == "multiclass" else HOW_TUNED
-    _write(out, page(subjects, title=title, split="test", how=how))
+    _write(out, page(subjects, title=title, split="test", how=subjects[0].how))
 
 
 def write_comparison(
@@ -67,11 +64,9 @@ def write_comparison(
         pictures: a model's title -> PNG of where it looks; they become part of the page.
         against: what `contrasts` says of the selected model and the others.
     """
-    multiclass = subjects[0].scores.kind == "multiclass"
-    how = HOW_ARGMAX if multiclass else HOW_TUNED
     title = "Fairness of the compared models"
     more: dict[str, Any] = {"strata": strata, "selection": selection, "pictures": pictures or {}, "against": against}
-    _write(out, page(subjects, title=title, split="test", how=how, **more))
+    _write(out, page(subjects, title=title, split="test", how=subjects[0].how, **more))
 
 
 def print_summary(folder: Path) -> None:

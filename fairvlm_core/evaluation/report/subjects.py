@@ -23,11 +23,21 @@ GRID = np.linspace(0, 1, 101)
 BINS = 10  # of the picture: few and wide, so that most hold enough images to be shown
 HOW_GIVEN = "The decisions are those in the predictions file (column y_pred); it does not say how they were made."
 HOW_ARGMAX = "Every image gets the class with the largest score; there is no threshold."
-HOW_TUNED = (
-    "For each label, the threshold is the one with the best F1 on the validation split, fixed before the test split "
-    "was read; it decides accuracy and fairness alike."
-)
+HOW_RULES = {
+    "f1": "the largest F1",
+    "youden": "the largest sum of sensitivity and specificity",
+    "sensitivity": "the largest specificity at which at least {target:.0%} of the positives are found,",
+    "specificity": "the largest sensitivity at which at least {target:.0%} of the negatives are cleared,",
+}
 HOW_SAME = " There is no test split: these very images were used to tune, so the numbers below flatter the models."
+
+
+def how_tuned(rule: str = "f1", target: float | None = None) -> str:
+    """How thresholds were fixed, in a sentence."""
+    return (
+        f"For each label, the threshold is the one with {HOW_RULES[rule].format(target=target)} on the validation "
+        "split, fixed before the test split was read; it decides accuracy and fairness alike."
+    )
 
 
 @dataclass(frozen=True)
@@ -42,6 +52,7 @@ class Subject:
         calibration: what made its scores, as `calibration.fit` gives it; null where they are taken as they are.
         sure: the intervals of the judgement's numbers, as `certainty` gives them; empty where none are shown.
         p_values: likewise; empty where none are shown.
+        how: how its thresholds were fixed, in a sentence.
     """
 
     title: str
@@ -51,6 +62,7 @@ class Subject:
     calibration: Mapping[str, Any] | None = None
     sure: Mapping[str, Any] = field(default_factory=dict)
     p_values: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
+    how: str = ""
 
     def ends(self, *path: str) -> Sequence[float] | None:
         """The interval of a number of the judgement, if it has one: `ends("overall", "auc")`."""
@@ -64,7 +76,9 @@ def read_subject(folder: Path, title: str, split: str, *, min_cell: int, sure: b
     """One split of what evaluate wrote into a folder, under a title; with `sure`, its numbers have intervals."""
     fixed = read_json(folder / "evaluation.json", made_by="evaluate")["thresholds"]
     given = scores(read_predictions(folder), split)
-    subject = Subject(title, given, judge(given, min_cell=min_cell), fixed["thresholds"], fixed.get("calibration"))
+    judgement = judge(given, min_cell=min_cell)
+    how = HOW_ARGMAX if given.kind == "multiclass" else how_tuned(fixed.get("rule", "f1"), fixed.get("target"))
+    subject = Subject(title, given, judgement, fixed["thresholds"], fixed.get("calibration"), how=how)
     return with_intervals(subject) if sure else subject
 
 
@@ -97,7 +111,7 @@ def subjects_in(table: pa.Table, *, min_cell: int, where: Path) -> tuple[list[Su
             given, how = decided(given, {}), HOW_ARGMAX
         elif "validation" in splits:
             thresholds = tuned(scores(part, "validation", labels=given.labels))
-            given, how = decided(given, thresholds), HOW_TUNED + ("" if split == "test" else HOW_SAME)
+            given, how = decided(given, thresholds), how_tuned() + ("" if split == "test" else HOW_SAME)
         else:
             thresholds = dict.fromkeys(given.labels, DEFAULT)
             given, how = decided(given, thresholds), "There is no validation split to tune on: every threshold is 0.5."
