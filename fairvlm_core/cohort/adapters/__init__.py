@@ -21,8 +21,16 @@ if TYPE_CHECKING:
     from PIL import Image
 
 ADAPTERS: dict[str, str] = {
+    "chexpert": "fairvlm_core.cohort.adapters.chexpert",
+    "covid_chestxray": "fairvlm_core.cohort.adapters.covid_chestxray",
+    "eyepacs": "fairvlm_core.cohort.adapters.eyepacs",
     "generated": "fairvlm_core.cohort.adapters.generated",
     "ham10000": "fairvlm_core.cohort.adapters.ham10000",
+    "harvard_fairvlmed": "fairvlm_core.cohort.adapters.harvard_fairvlmed",
+    "mimic_cxr": "fairvlm_core.cohort.adapters.mimic_cxr",
+    "ol3i": "fairvlm_core.cohort.adapters.ol3i",
+    "ptbxl": "fairvlm_core.cohort.adapters.ptbxl",
+    "table": "fairvlm_core.cohort.adapters.table",
 }
 
 
