@@ -49,5 +49,7 @@ class PredictionsError(FairVLMError):
 def nearest(name: str, valid: Iterable[str]) -> str:
     """Say which valid name was probably meant: `Did you mean "x"?`, or the list of valid names."""
     choices = sorted(valid)
+    if not choices:
+        return "There are none."
     close = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
     return f'Did you mean "{close[0]}"?' if close else f"Valid names: {', '.join(choices)}."
