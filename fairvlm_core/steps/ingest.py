@@ -1,20 +1,29 @@
-"""Read a published release (or generate one): the cohort table, every picture decoded once, and its group sizes."""
+"""Read a published release (or generate one): the cohort table, every picture decoded once, and a data card."""
 
 from __future__ import annotations
 
+import inspect
 import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from fairvlm_core.cohort.adapters import ADAPTERS, adapter, require_known
 from fairvlm_core.config import Port, build, check, option
-from fairvlm_core.errors import ConfigError
+from fairvlm_core.errors import CohortError, ConfigError
 
 if TYPE_CHECKING:
-    import pyarrow as pa
+    import numpy as np
+    from PIL import Image
+    from rich.table import Table
 
+    from fairvlm_core.cohort.card import Card
+    from fairvlm_core.cohort.duplicates import Track
+    from fairvlm_core.cohort.groups import Cells
     from fairvlm_core.cohort.tolerance import Tolerance
 
 INPUTS = {"root": Port("Folder of the release as published.", optional=True)}
@@ -22,8 +31,8 @@ OUTPUTS = {"out": Port("Folder to write.")}
 
 PLOT_FILE = "cohort.png"
 BAD_FILE = "skipped.csv"
-NOT_SPLIT = "not split yet"
-UNKNOWN = ("unknown", "unknown")  # the cell of images whose sex or age group is unknown
+COLOURS = ("#1273a3", "#c4532f")
+CARD_FILES = ("card.md", "card.html")
 
 
 @dataclass(frozen=True)
@@ -51,7 +60,10 @@ class Config:
 
 
 def run(config: Config, inputs: dict[str, Path], outputs: dict[str, Path]) -> dict[str, Any]:
-    """Write `cohort.parquet`, `images/`, `cohort.png` and, where rows were skipped, `skipped.csv`; print the counts.
+    """Write the cohort, its images, its data card, and which pictures are duplicates; print the counts.
+
+    The files are `cohort.parquet`, `images/`, `card.md`, `card.html`, `cohort.png`, `duplicates.csv` and, where rows
+    were skipped, `skipped.csv`. The two tables name images and patients: they are as protected as the cohort.
 
     Raises:
         ConfigError: when the adapter has no such option or needs a root that is not given.
@@ -60,8 +72,11 @@ def run(config: Config, inputs: dict[str, Path], outputs: dict[str, Path]) -> di
     import pyarrow as pa
     import pyarrow.compute as pc
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    from fairvlm_core.cohort.card import make_card, picture_size
+    from fairvlm_core.cohort.card_page import warnings
+    from fairvlm_core.cohort.duplicates import FILE, find_duplicates, write_pairs
+    from fairvlm_core.cohort.groups import cell_counts
     from fairvlm_core.cohort.images import build_store
     from fairvlm_core.cohort.table import write_cohort
     from fairvlm_core.cohort.tolerance import Tolerance
@@ -69,39 +84,84 @@ def run(config: Config, inputs: dict[str, Path], outputs: dict[str, Path]) -> di
     module, out = adapter(config.dataset), outputs["out"]
     options = build(module.Options, config.options, where=f"ingest.options of {config.dataset}")
     tolerance = Tolerance(config.skip_bad)
-    release = module.read(
-        inputs.get("root"), options, age_edges=config.age_edges, seed=config.seed, tolerance=tolerance
-    )
-    keys = release.table.column("image").to_pylist()
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    started = time.perf_counter()
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        job = bar.add_task("Decoding images", total=len(set(keys)))
-        store = build_store(
-            keys,
-            release.load,
-            out,
-            size=config.image_size,
-            progress=lambda done: bar.advance(job, done),
-            tolerance=tolerance,
+    with _progress() as track:
+        read = track("Reading the release", 1)
+        release = module.read(
+            inputs.get("root"), options, age_edges=config.age_edges, seed=config.seed, tolerance=tolerance
         )
-    seconds = time.perf_counter() - started
-    table = release.table.filter(pc.is_in(release.table.column("image"), value_set=pa.array(store.keys, pa.string())))
+        read(1)
+        keys = release.table.column("image").to_pylist()
+        sizes: dict[str, tuple[int, int]] = {}
+
+        def load(key: str) -> np.ndarray | Image.Image:
+            picture = release.load(key)
+            sizes[key] = picture_size(picture)  # from several threads: setting an item is atomic
+            return picture
+
+        unique = len(set(keys))
+        started = time.perf_counter()
+        decoded = track("Decoding images", unique)
+        store = build_store(keys, load, out, size=config.image_size, progress=decoded, tolerance=tolerance)
+        seconds = time.perf_counter() - started
+        stored = pa.array(store.keys, pa.string())
+        table = release.table.filter(pc.is_in(release.table.column("image"), value_set=stored))
+        if not len(table):
+            raise CohortError(
+                "No image of the release can be read.", where=config.dataset, mend="Lower ingest.skip_bad to see why."
+            )
+        duplicates = find_duplicates(table, store, track=track)
+        card = make_card(
+            table,
+            dataset=config.dataset,
+            source=_first_paragraph(module),
+            options=config.options,
+            counted={**release.counted, "skipped": len(tolerance.errors)},
+            sizes=[sizes[key] for key in store.keys],
+            duplicates=duplicates,
+            image_size=config.image_size,
+            min_cell=config.min_cell,
+            track=track,
+        )
     if tolerance.errors:
         _list_skipped(tolerance, out / BAD_FILE)
-
     write_cohort(table, out)
-    counts = shown_counts(table, config.min_cell)
-    _plot(counts, config.dataset, config.min_cell, out / PLOT_FILE)
-    Console().print(_summary(counts, config.dataset, config.min_cell))
+    write_pairs(duplicates, table, out / FILE)
+    cells = cell_counts(card.together)
+    _plot(cells, config.dataset, config.min_cell, out / PLOT_FILE)
+    _write_card(card, out)
+    Console().print(_summary(cells, card.together.attributes, config.dataset, config.min_cell))
+    for warning in warnings(card):
+        Console(stderr=True).print(f"Warning: {warning}", markup=False)
     return {
         "images": len(store.keys),
-        "patients": len(table.column("patient_id").unique()),
-        **release.counted,
+        "patients": card.patients,
+        **{name: card.counted.get(name, n) for name, n in release.counted.items()},
         "skipped": len(tolerance.errors),
-        "images_per_second": round(len(set(keys)) / seconds, 1),
+        **{f"duplicates_{where.replace(' ', '_')}": found["pairs"] for where, found in card.duplicates.counts.items()},
+        "blank_images": card.duplicates.blank,
+        "images_per_second": round(unique / seconds, 1),
     }
+
+
+@contextmanager
+def _progress() -> Iterator[Track]:
+    """Bars on standard error."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+
+        def track(what: str, total: int) -> Callable[[int], object]:
+            bar = bars.add_task(what, total=total, visible=total > 0)
+            return lambda done: bars.advance(bar, done)
+
+        yield track
+
+
+def _first_paragraph(module: ModuleType) -> str:
+    """What an adapter says of the release it reads."""
+    return " ".join((inspect.getdoc(module) or "").split("\n\n")[0].split())
 
 
 def _list_skipped(tolerance: Tolerance, file: Path) -> None:
@@ -115,79 +175,66 @@ def _list_skipped(tolerance: Tolerance, file: Path) -> None:
     print(f"{len(tolerance.errors)} bad rows or images were left out; {file.name} lists them.", flush=True)
 
 
-# split -> (sex, age group) -> number of images, None where suppressed.
-Counts = dict[str, dict[tuple[str, str], int | None]]
+def _write_card(card: Card, out: Path) -> None:
+    from fairvlm_core.cohort.card_page import pages
+    from fairvlm_core.cohort.document import Picture
+    from fairvlm_core.files import written
+
+    alt = f"Images of {card.dataset} per {' and '.join(card.together.attributes) or 'split'}, as in the tables below."
+    picture = Picture(PLOT_FILE, alt.replace("_", " "), (out / PLOT_FILE).read_bytes())
+    for name, page in zip(CARD_FILES, pages(card, picture), strict=True):
+        with written(out / name) as partial:
+            partial.write_text(page, encoding="utf-8")
 
 
-def shown_counts(table: pa.Table, min_cell: int) -> Counts:
-    """Images per split, sex and age group, as far as they may be shown.
-
-    A cell of fewer than `min_cell` patients is suppressed (None); an empty cell is 0. Where a split would have a single
-    suppressed cell, its next smallest one is suppressed too, because the total would give the first away.
-    """
-    from fairvlm_core.cohort.table import SPLITS, groups_of
-
-    groups = groups_of(table)
-    known = [(sex, age) for sex in groups["sex"] for age in groups["age_group"]]
-    names = ("split", "sex", "age_group", "patient_id")
-    members: dict[str, dict[tuple[str, str], list[str]]] = {}
-    for split, sex, age, patient in zip(*(table.column(name).to_pylist() for name in names), strict=True):
-        cell = (sex, age) if (sex, age) in known else UNKNOWN
-        members.setdefault(split or NOT_SPLIT, {}).setdefault(cell, []).append(patient)
-
-    shown: Counts = {}
-    for split in (name for name in (*SPLITS, NOT_SPLIT) if name in members):
-        cells = {cell: members[split].get(cell, []) for cell in (*known, UNKNOWN)}
-        counts = {cell: None if 0 < len(set(p)) < min_cell else len(p) for cell, p in cells.items()}
-        left = [(n, cell) for cell, n in counts.items() if n]
-        if list(counts.values()).count(None) == 1 and left:
-            counts[min(left)[1]] = None
-        shown[split] = counts
-    return shown
-
-
-def _summary(counts: Counts, dataset: str, min_cell: int) -> Any:
-    """The counts as a table to print: a row per sex and age group, a column per split."""
+def _summary(cells: Cells, attributes: Sequence[str], dataset: str, min_cell: int) -> Table:
+    """The counts as a table to print: a row per cell, a column per split."""
     from rich.table import Table
 
+    from fairvlm_core.cohort.groups import count_text
+
     shown = Table(
-        title=f"Images of {dataset} by sex and age group",
+        title=f"Images of {dataset} by {' and '.join(attributes).replace('_', ' ') or 'split'}",
         caption=f"-: fewer than {min_cell} patients, or hidden with them",
     )
-    for name in ("sex", "age"):
-        shown.add_column(name)
-    for split in counts:
+    for name in attributes:
+        shown.add_column(name.replace("_", " "))
+    for split in cells:
         shown.add_column(split, justify="right")
-    for cell in next(iter(counts.values())):
-        shown.add_row(*cell, *(_text(cells[cell]) for cells in counts.values()))
+    for cell in next(iter(cells.values())):
+        shown.add_row(*cell, *(count_text(counts[cell]) for counts in cells.values()))
     return shown
 
 
-def _text(count: int | None) -> str:
-    return "-" if count is None else f"{count:,}"
-
-
-def _plot(counts: Counts, dataset: str, min_cell: int, path: Path) -> None:
-    """The same counts as bars: a panel per split, a group of bars per age group, a bar per sex."""
+def _plot(cells: Cells, dataset: str, min_cell: int, path: Path) -> None:
+    """The same counts as bars: a panel per split, a place per group of the last attribute, a bar per other group."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(1.5 + 4.5 * len(counts), 3.6), layout="constrained")
-    for axes, (split, cells) in zip(figure.subplots(1, len(counts), squeeze=False)[0], counts.items(), strict=True):
-        known = [cell for cell in cells if cell != UNKNOWN]
-        ages = list(dict.fromkeys(age for _, age in known))
-        sexes = list(dict.fromkeys(sex for sex, _ in known))
-        width = 0.8 / len(sexes)
-        for k, sex in enumerate(sexes):
-            places = [j + (k - (len(sexes) - 1) / 2) * width for j in range(len(ages))]
-            values = [cells[sex, age] for age in ages]
-            bars = axes.bar(places, [value or 0 for value in values], width * 0.94, label=sex)
-            axes.bar_label(bars, [_text(value) for value in values], fontsize=8)
-        axes.set_xticks(range(len(ages)), ages)
-        axes.set_xlabel("age group (years)")
+    from fairvlm_core.cohort.groups import UNKNOWN, count_text
+
+    figure = Figure(figsize=(1.5 + 4.5 * len(cells), 3.6), layout="constrained")
+    for axes, (split, counts) in zip(figure.subplots(1, len(cells), squeeze=False)[0], cells.items(), strict=True):
+        known = [cell for cell in counts if set(cell) != {UNKNOWN}]
+        places = list(dict.fromkeys(cell[-1:] for cell in known))
+        series = list(dict.fromkeys(cell[:-1] for cell in known))
+        width = 0.8 / len(series)
+        for k, name in enumerate(series):
+            at = [j + (k - (len(series) - 1) / 2) * width for j in range(len(places))]
+            values = [counts[name + place] for place in places]
+            heights = [value if isinstance(value, int) else 0 for value in values]
+            bars = axes.bar(at, heights, width * 0.94, label=" ".join(name), color=COLOURS[k % len(COLOURS)])
+            axes.bar_label(bars, [count_text(value) for value in values], fontsize=8)
+        axes.set_xticks(range(len(places)), [" ".join(place) or "all" for place in places])
         axes.set_ylabel("images")
-        axes.set_title(f"{dataset}: {split}\n{_text(cells[UNKNOWN])} without sex or age", fontsize=10)
+        unknown = [
+            f"{count_text(count)} of unknown group"
+            for cell, count in counts.items()
+            if count != 0 and cell and cell not in known
+        ]
+        axes.set_title("\n".join([f"{dataset}: {split}", *unknown]), fontsize=10)
         axes.margins(y=0.12)
         axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(title="sex", frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    if series != [()]:
+        axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     figure.supxlabel(f"-: fewer than {min_cell} patients, or hidden with them", fontsize=7, color="0.4")
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=110, metadata={"Software": None})

@@ -1,5 +1,6 @@
 """The ingest step, through `execute` and the CLI: what it writes, what it shows, what it refuses."""
 
+import base64
 import json
 import sys
 
@@ -13,7 +14,7 @@ from fairvlm_core.cohort.images import ImageStore
 from fairvlm_core.cohort.table import Task, cohort_table, read_cohort
 from fairvlm_core.errors import CohortError, ConfigError
 from fairvlm_core.steps import execute
-from fairvlm_core.steps.ingest import NOT_SPLIT, UNKNOWN, Config, shown_counts
+from fairvlm_core.steps.ingest import Config
 
 SMALL = {"patients": 60}
 
@@ -34,13 +35,39 @@ def test_the_generated_cohort_end_to_end(tmp_path, capsys):
     key = table.column("image")[7].as_py()
     expected = np.asarray(Image.fromarray(release.load(key)).resize((48, 48), Image.Resampling.BICUBIC))
     np.testing.assert_array_equal(store.read([key])[0], expected)
-    assert "Images of generated" in capsys.readouterr().out
+    shown = capsys.readouterr()
+    assert "Images of generated" in shown.out
+    for work in ("Reading the release", "Decoding images", "Hashing pictures", "Counting groups", "Searching notes"):
+        assert work in shown.err
+    assert "Warning" not in shown.err
+
+
+def test_the_data_card(tmp_path):
+    execute("ingest", Config(image_size=32, options=SMALL), {}, {"out": tmp_path / "out"})
+    markdown, page = ((tmp_path / "out" / name).read_text() for name in ("card.md", "card.html"))
+    assert markdown.startswith("# Data card: generated")
+    assert "The generated cohort: fundus-like photographs and notes" in markdown
+    assert "with patients: 60; each picture's central square is stored with 32 x 32 pixels" in markdown
+    assert "All pictures have 64 x 64 pixels." in markdown
+    assert "![Images of generated per sex and age group, as in the tables below.](cohort.png)" in markdown
+    picture = base64.b64encode((tmp_path / "out" / "cohort.png").read_bytes()).decode()
+    assert f'src="data:image/png;base64,{picture}"' in page
+    assert "src=" not in page.replace('src="data:', "")
+    assert "href=" not in page
 
 
 def test_the_same_seed_writes_the_same_bytes(tmp_path):
     for name in ("a", "b"):
         execute("ingest", Config(image_size=32, seed=1, options=SMALL), {}, {"out": tmp_path / name})
-    for file in ("cohort.parquet", "images/pixels.npy", "images/index.parquet", "cohort.png"):
+    for file in (
+        "cohort.parquet",
+        "images/pixels.npy",
+        "images/index.parquet",
+        "cohort.png",
+        "card.md",
+        "card.html",
+        "duplicates.csv",
+    ):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
 
@@ -62,7 +89,7 @@ def test_the_command(tmp_path):
     assert set(table.column("age_group").to_pylist()) == {"0-49", "50+"}
 
 
-def cohort(cells, split=None):
+def cohort(cells):
     """A cohort from (sex, age group, number of patients, images of each)."""
     rows = [
         {
@@ -73,7 +100,6 @@ def cohort(cells, split=None):
             "source": "s",
             "sex": sex,
             "age_group": age,
-            "split": split,
         }
         for c, (sex, age, patients, images) in enumerate(cells)
         for p in range(patients)
@@ -83,35 +109,7 @@ def cohort(cells, split=None):
     return cohort_table(rows, task=task, groups={"sex": ("female", "male"), "age_group": ("0-39", "40+")})
 
 
-def test_small_cells_are_not_shown():
-    # Nine patients with two images each are still nine patients.
-    counts = shown_counts(cohort([("female", "0-39", 9, 2), ("male", "0-39", 4, 1), ("male", "40+", 12, 2)]), 10)
-    assert counts == {
-        NOT_SPLIT: {
-            ("female", "0-39"): None,
-            ("female", "40+"): 0,
-            ("male", "0-39"): None,
-            ("male", "40+"): 24,
-            UNKNOWN: 0,
-        }
-    }
-
-
-def test_a_single_small_cell_cannot_be_computed_from_the_total():
-    cells = [("female", "0-39", 3, 1), ("female", "40+", 20, 1), ("male", "0-39", 15, 1), ("male", None, 30, 1)]
-    counts = shown_counts(cohort(cells, split="train"), 10)
-    assert counts == {
-        "train": {
-            ("female", "0-39"): None,
-            ("female", "40+"): 20,
-            ("male", "0-39"): None,
-            ("male", "40+"): 0,
-            UNKNOWN: 30,
-        }
-    }
-
-
-def stub(monkeypatch, load):
+def stub(monkeypatch, load, **counted):
     """Register an adapter in one line, as CONTRIBUTING says, whose pictures come from `load`."""
     from dataclasses import dataclass
     from types import ModuleType
@@ -120,21 +118,76 @@ def stub(monkeypatch, load):
     class Options:
         pass
 
-    module = ModuleType("stub_adapter")
+    module = ModuleType("stub_adapter", "Twelve women.\n\nMore about them.")
     module.Options = Options
     module.read = lambda root, options, *, age_edges, seed, tolerance: Release(
-        cohort([("female", "0-39", 12, 1)]), load, {"without_age": 12}
+        cohort([("female", "0-39", 12, 1)]), load, counted
     )
     monkeypatch.setitem(sys.modules, "stub_adapter", module)
     monkeypatch.setitem(ADAPTERS, "stub", "stub_adapter")
 
 
+def noise(key, shape=(20, 20, 3)):
+    """A picture for each key."""
+    return np.random.default_rng(list(key.encode())).integers(0, 256, shape, dtype=np.uint8)
+
+
 def test_an_adapter_is_one_line_and_its_counts_are_metrics(tmp_path, monkeypatch):
-    stub(monkeypatch, lambda key: np.zeros((20, 20, 3), np.uint8))
+    stub(monkeypatch, noise, without_age=12, without_sex=3, excluded_view=3)
     metrics = execute("ingest", Config(dataset="stub"), {}, {"out": tmp_path / "out"})
-    assert metrics["without_age"] == 12
+    # Few who lack something are told as few; what was left out is counted.
+    assert [metrics[name] for name in ("without_age", "without_sex", "excluded_view")] == [12, "<10", 3]
+    markdown = (tmp_path / "out" / "card.md").read_text()
+    assert "\n\nTwelve women.\n\n" in markdown
+    assert "| without sex | &lt;10 |" in markdown
+    assert "| excluded view | 3 |" in markdown
     with pytest.raises(ConfigError, match="no parameter"):
         execute("ingest", Config(dataset="stub", options={"x": 1}), {}, {"out": tmp_path / "other"})
+
+
+def test_pictures_are_decoded_once_and_measured_before_they_are_cut(tmp_path, monkeypatch):
+    asked = []
+
+    def load(key):
+        asked.append(key)
+        picture = noise(key, (30, 40 + 10 * (len(asked) % 2), 3))
+        return picture if len(asked) % 3 else Image.fromarray(picture)
+
+    stub(monkeypatch, load)
+    execute("ingest", Config(dataset="stub", image_size=16), {}, {"out": tmp_path / "out"})
+    assert len(asked) == len(set(asked)) == 12
+    markdown = (tmp_path / "out" / "card.md").read_text()
+    assert "| width | 40 | 45 | 50 |" in markdown
+    assert "| height | 30 | 30 | 30 |" in markdown
+
+
+def test_duplicates_are_listed_counted_and_warned_about(tmp_path, monkeypatch, capsys):
+    names = cohort([("female", "0-39", 12, 1)]).column("image").to_pylist()
+    stub(monkeypatch, lambda key: noise(names[4] if key == names[9] else key, (64, 64, 3)))
+    metrics = execute("ingest", Config(dataset="stub"), {}, {"out": tmp_path / "out"})
+    told = {name: value for name, value in metrics.items() if name.startswith(("duplicates", "blank"))}
+    assert told == {
+        "duplicates_within_a_patient": 0,
+        "duplicates_between_patients": 1,
+        "duplicates_across_splits": 0,
+        "blank_images": 0,
+    }
+    listed = (tmp_path / "out" / "duplicates.csv").read_text().splitlines()
+    assert listed[1] == f"{names[4]},{names[9]},{names[4][:-2]},{names[9][:-2]},,,0,1,0"
+    warning = " ".join(capsys.readouterr().err.split())
+    assert "Warning: 1 pair of pictures that look the same belong to different patients" in warning
+    assert "1 pair of pictures that look the same" in (tmp_path / "out" / "card.html").read_text()
+
+
+def test_a_cohort_without_demographics_has_a_card(tmp_path, monkeypatch, capsys):
+    table = cohort([(None, None, 12, 1)])
+    stub(monkeypatch, noise)
+    module = sys.modules["stub_adapter"]
+    bare = cohort_table(table, task=Task("binary", ("x",), ("x",), ("no x",)), groups={})
+    module.read = lambda *_, **__: Release(bare, noise)
+    execute("ingest", Config(dataset="stub"), {}, {"out": tmp_path / "out"})
+    assert "Images of stub by split" in " ".join(capsys.readouterr().out.split())
+    assert "Known of no image: note, modality, age, sex" in (tmp_path / "out" / "card.md").read_text()
 
 
 def test_bad_images_are_left_out_and_listed_up_to_a_number(tmp_path, monkeypatch, capsys):
@@ -143,7 +196,7 @@ def test_bad_images_are_left_out_and_listed_up_to_a_number(tmp_path, monkeypatch
     def load(key):
         if key in bad:
             raise CohortError("The image cannot be read.", where=f"{key} (t.csv, row 2)", mend="Download it again.")
-        return np.full((20, 20, 3), 7, np.uint8)
+        return noise(key, (16, 16, 3))
 
     stub(monkeypatch, load)
     execute("ingest", Config(dataset="stub", image_size=16), {}, {"out": tmp_path / "whole"})
@@ -154,14 +207,18 @@ def test_bad_images_are_left_out_and_listed_up_to_a_number(tmp_path, monkeypatch
     assert metrics["images"] == len(images) - 2
     table, store = read_cohort(tmp_path / "out"), ImageStore.open(tmp_path / "out")
     assert table.column("image").to_pylist() == store.keys == [name for name in images if name not in bad]
-    assert (store.read(store.keys) == 7).all()
+    np.testing.assert_array_equal(store.read(store.keys), [load(key) for key in store.keys])
     listed = (tmp_path / "out" / "skipped.csv").read_text()
     assert all(name in listed for name in bad)
+    assert "| skipped | 2 |" in (tmp_path / "out" / "card.md").read_text()
     shown = capsys.readouterr()
     assert not any(name in shown.out + shown.err for name in bad)
     with pytest.raises(CohortError, match="More than 1 rows or images are bad") as caught:
         execute("ingest", Config(dataset="stub", image_size=16, skip_bad=1), {}, {"out": tmp_path / "no"})
     assert bad[1] in caught.value.where
+    bad += [name for name in images if name not in bad]
+    with pytest.raises(CohortError, match="No image of the release can be read"):
+        execute("ingest", Config(dataset="stub", image_size=16, skip_bad=20), {}, {"out": tmp_path / "none"})
 
 
 def test_a_failure_leaves_the_earlier_output_and_nothing_half_written(tmp_path, monkeypatch):
