@@ -29,6 +29,7 @@ from fairvlm_core.cohort.groups import (
     splits_of,
 )
 from fairvlm_core.cohort.notes import NoteShares, read_notes
+from fairvlm_core.cohort.pictures import FILE_SIZE
 from fairvlm_core.cohort.suppression import hidden_counts
 from fairvlm_core.cohort.table import ATTRIBUTES, Task, group_codes, label_matrix, task_of
 
@@ -242,8 +243,10 @@ def _lacking(table: pa.Table, column: str) -> np.ndarray:
 
 
 def picture_size(picture: np.ndarray | Image.Image) -> tuple[int, int]:
-    """Width and height in pixels."""
-    return (picture.shape[1], picture.shape[0]) if isinstance(picture, np.ndarray) else picture.size
+    """Width and height in pixels, of a picture that was decoded at a fraction of its size those of its file."""
+    if isinstance(picture, np.ndarray):
+        return picture.shape[1], picture.shape[0]
+    return picture.info.get(FILE_SIZE, picture.size)
 
 
 def measure_sizes(sizes: Sequence[tuple[int, int]], side: int) -> Sizes:

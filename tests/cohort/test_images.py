@@ -1,20 +1,19 @@
-"""The image store: every kind of picture becomes the right pixels, and what cannot is named."""
+"""The image store: every picture once, in order, in bounded memory; what is not there is named."""
 
+import io
+import os
 import shutil
 import threading
+import time
 
 import numpy as np
 import pytest
-from PIL import Image
+from picture_files import detailed, picture, saved
 
-from fairvlm_core.cohort.images import ImageStore, build_store, open_image, to_rgb
+from fairvlm_core.cohort import images
+from fairvlm_core.cohort.images import ImageStore, build_store, open_image, square
+from fairvlm_core.cohort.tolerance import Tolerance
 from fairvlm_core.errors import CohortError
-
-
-def picture(height=40, width=60):
-    """A smooth picture whose four corners differ, so that turning or cropping it shows."""
-    y, x = np.mgrid[0:height, 0:width]
-    return np.stack([x * 255 // (width - 1), y * 255 // (height - 1), np.full_like(x, 90)], axis=2).astype(np.uint8)
 
 
 def test_the_store_keeps_order_and_gives_back_what_was_asked(tmp_path):
@@ -29,7 +28,7 @@ def test_the_store_keeps_order_and_gives_back_what_was_asked(tmp_path):
     built = build_store([*asked, asked[3]], load, tmp_path, size=16, progress=done.append)
     store = ImageStore.open(tmp_path)
     assert sum(done) == 150
-    assert len(threads) == 2
+    assert len(threads) <= images.usable_cores()
     assert store.size == built.size == 16
     assert store.pixels.shape == (150, 16, 16, 3)
     assert isinstance(store.pixels, np.memmap)
@@ -40,6 +39,123 @@ def test_the_store_keeps_order_and_gives_back_what_was_asked(tmp_path):
     np.testing.assert_array_equal(store.read(order), [pictures[key] for key in order])
     with pytest.raises(ValueError, match="read-only"):
         store.pixels[0] = 0
+
+
+def test_a_store_reads_any_rows_in_any_order(tmp_path):
+    """Also where a picture does not begin at the beginning of a page of memory, and the last one."""
+    pictures = np.random.default_rng(0).integers(0, 256, (40, 45, 45, 3), dtype=np.uint8)
+    store = build_store([str(i) for i in range(40)], lambda key: pictures[int(key)], tmp_path, size=45)
+    for rows in ([39, 0, 17, 17], [], list(range(40))):
+        found = store.at(np.array(rows, dtype=np.int64))
+        assert type(found) is np.ndarray
+        np.testing.assert_array_equal(found, pictures[rows])
+    held = ImageStore(pictures, store.keys)  # in memory, not mapped
+    np.testing.assert_array_equal(held.read(["3", "1"]), pictures[[3, 1]])
+
+
+def test_pictures_are_decoded_by_as_many_threads_as_there_are_cores(tmp_path, monkeypatch):
+    """In order, whichever thread is late, and only a few pictures ahead of what has been stored."""
+    rng, begun, stored, ahead = np.random.default_rng(0), [], [], []
+    pictures = rng.integers(0, 256, (90, 16, 16, 3), dtype=np.uint8)
+    together = threading.Barrier(3, timeout=20)
+
+    def load(key):
+        begun.append(key)
+        ahead.append(len(begun) - len(stored))
+        if int(key) < 3:
+            together.wait()
+        time.sleep(0.002 * (int(key) % 3 == 0))
+        return pictures[int(key)]
+
+    monkeypatch.setattr(images, "usable_cores", lambda: 3)
+    store = build_store([str(i) for i in range(90)], load, tmp_path, size=16, progress=stored.append)
+    np.testing.assert_array_equal(store.pixels, pictures)
+    assert max(ahead) <= 3 * images.AHEAD
+
+
+def test_usable_cores_are_those_this_process_may_use(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 2, 5}, raising=False)
+    assert images.usable_cores() == 3
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(200)), raising=False)
+    assert images.usable_cores() == images.MOST_THREADS
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert images.usable_cores() == 1
+
+
+def test_fast_decoding_reaches_open_image_in_every_thread_and_ends_there(tmp_path):
+    files = {f"{i}.jpg": saved(detailed(300 + i, 400), "jpeg") for i in range(12)}
+    sizes = {True: set(), False: set()}
+
+    def store(fast):
+        def load(key):
+            opened = open_image(io.BytesIO(files[key]), where=key)
+            sizes[fast].add(min(opened.size))
+            return opened
+
+        return build_store(list(files), load, tmp_path / str(fast), size=48, fast=fast).pixels.astype(int)
+
+    fast, exact = store(True), store(False)
+    assert sizes[True] == {75, 76, 77, 78}
+    assert sizes[False] == set(range(300, 312))
+    expected = [square(open_image(io.BytesIO(content), where=""), 48) for content in files.values()]
+    np.testing.assert_array_equal(exact, expected)
+    assert 0 < abs(fast - exact).mean() < 1
+
+
+def test_bad_pictures_are_left_out_and_the_file_is_as_long_as_the_rest(tmp_path):
+    pictures = np.random.default_rng(0).integers(0, 256, (100, 16, 16, 3), dtype=np.uint8)
+
+    def load(key):
+        if int(key) % 10 == 3:
+            raise CohortError("The image cannot be read.", where=f"row {key}", mend="Remove it.")
+        return pictures[int(key)]
+
+    keys, tolerance = [str(i) for i in range(100)], Tolerance(allowed=10)
+    store = build_store(keys, load, tmp_path, size=16, tolerance=tolerance)
+    kept = [i for i in range(100) if i % 10 != 3]
+    assert store.keys == [str(i) for i in kept]
+    np.testing.assert_array_equal(store.pixels, pictures[kept])
+    assert [error.where for error in tolerance.errors] == [f"row {i}" for i in range(3, 100, 10)]
+    whole = np.load(tmp_path / "images" / "pixels.npy")  # and any reader of .npy files can read it
+    assert (tmp_path / "images" / "pixels.npy").stat().st_size == 128 + whole.nbytes
+    # Even nothing is a store.
+    nothing = build_store(["3", "13"], load, tmp_path / "nothing", size=16, tolerance=Tolerance(allowed=2))
+    assert nothing.keys == []
+    assert nothing.at(np.array([], np.int64)).shape == (0, 16, 16, 3)
+
+
+def test_a_bad_picture_stops_the_work_soon(tmp_path):
+    seen = []
+
+    def load(key):
+        seen.append(key)
+        if key == "5":
+            raise CohortError("The image cannot be read.", where="row 5")
+        time.sleep(0.001)
+        return picture()
+
+    with pytest.raises(CohortError, match="row 5"):
+        build_store([str(i) for i in range(10_000)], load, tmp_path, size=16)
+    assert len(seen) <= 6 + images.AHEAD * images.usable_cores()
+
+
+def test_a_disk_that_is_too_small_is_an_error_before_the_work(tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    sizes = {"total": usage.total, "used": usage.used, "free": 40 * 16 * 16 * 3}
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(**sizes))
+    keys, loaded = [str(i) for i in range(41)], []
+
+    def load(key):
+        loaded.append(key)
+        return picture()
+
+    with pytest.raises(CohortError, match="are free"):
+        build_store(keys, load, tmp_path, size=16)
+    assert loaded == []
+    assert len(build_store(keys[:40], load, tmp_path, size=16).keys) == 40
+    sizes |= {"total": 0, "free": 0}  # a file system that says nothing about itself
+    assert len(build_store(keys, load, tmp_path, size=16).keys) == 41
 
 
 def test_the_shorter_side_fits_and_the_middle_is_kept(tmp_path):
@@ -55,118 +171,6 @@ def test_the_shorter_side_fits_and_the_middle_is_kept(tmp_path):
         # Not antialiased, picking every fourth pixel of the chessboard would give 0 or 255.
         assert abs(inner - 127.5).max() < 12
         assert abs(stored.astype(int) - 127.5).max() < 40
-
-
-def test_orientation_from_the_camera_is_applied(tmp_path):
-    upright = picture()
-    for orientation, stored in {3: np.rot90(upright, 2), 6: np.rot90(upright, 1), 8: np.rot90(upright, -1)}.items():
-        exif = Image.Exif()
-        exif[0x0112] = orientation
-        for suffix, options in (("png", {}), ("tiff", {}), ("jpg", {"quality": 95, "subsampling": 0})):
-            file = tmp_path / f"{orientation}.{suffix}"
-            Image.fromarray(np.ascontiguousarray(stored)).save(file, exif=exif, **options)
-            seen = np.asarray(to_rgb(open_image(file, where="row 1")))
-            assert seen.shape == upright.shape
-            assert abs(seen.astype(int) - upright).mean() < 2
-
-
-def test_every_mode_becomes_rgb(tmp_path):
-    rgb = picture()
-    grey = rgb[..., 0]
-    deep = grey.astype(np.uint16) * 256 + 128
-    cases = {
-        "grey": (Image.fromarray(grey), np.stack([grey] * 3, 2), 0),
-        "bits": (
-            Image.fromarray(grey).convert("1", dither=Image.Dither.NONE),
-            np.stack([(grey > 127) * 255] * 3, 2),
-            0,
-        ),
-        "deep": (Image.fromarray(deep), np.stack([grey] * 3, 2), 1),
-        "integers": (Image.fromarray(deep.astype(np.int32)), np.stack([grey] * 3, 2), 1),
-        "palette": (Image.fromarray(rgb).quantize(256), rgb, 24),
-        "cmyk": (Image.fromarray(rgb).convert("CMYK"), rgb, 1),
-        "ycbcr": (Image.fromarray(rgb).convert("YCbCr"), rgb, 3),
-    }
-    for name, (image, expected, tolerance) in cases.items():
-        seen = to_rgb(image)
-        assert seen.mode == "RGB", name
-        assert abs(np.asarray(seen).astype(int) - expected).max() <= tolerance, name
-    np.testing.assert_array_equal(np.asarray(to_rgb(deep)), np.asarray(to_rgb(Image.fromarray(deep))))
-    # The same through files: 16-bit PNG and TIFF, CMYK JPEG.
-    Image.fromarray(deep).save(tmp_path / "deep.png")
-    Image.fromarray(deep).save(tmp_path / "deep.tiff")
-    Image.fromarray(rgb).convert("CMYK").save(tmp_path / "cmyk.jpg", quality=95, subsampling=0)
-    for name, expected, tolerance in (
-        ("deep.png", cases["deep"][1], 1),
-        ("deep.tiff", cases["deep"][1], 1),
-        ("cmyk.jpg", rgb, 12),
-    ):
-        seen = np.asarray(to_rgb(open_image(tmp_path / name, where="row 1"))).astype(int)
-        assert abs(seen - expected).max() <= tolerance, name
-
-
-def test_what_is_transparent_becomes_black(tmp_path):
-    rgb = picture()
-    alpha = np.zeros(rgb.shape[:2], np.uint8)
-    alpha[:, 30:] = 255
-    alpha[:, 50:] = 128
-    expected = rgb.astype(float) * alpha[..., None] / 255
-    image = Image.fromarray(np.dstack([rgb, alpha]))
-    assert abs(np.asarray(to_rgb(image)) - expected).max() <= 1
-    palette = Image.fromarray(np.where(alpha > 0, 1, 0).astype(np.uint8), mode="P")
-    palette.putpalette([255, 0, 0, 0, 255, 0])
-    palette.save(tmp_path / "p.png", transparency=0)
-    seen = np.asarray(to_rgb(open_image(tmp_path / "p.png", where="row 1")))
-    np.testing.assert_array_equal(seen[0, 0], [0, 0, 0])
-    np.testing.assert_array_equal(seen[0, 59], [0, 255, 0])
-
-
-@pytest.mark.parametrize("kind", ["truncated", "text", "empty", "damaged png", "missing", "folder"])
-def test_an_unreadable_file_is_named_with_its_row(tmp_path, kind):
-    file = tmp_path / "ISIC_1.jpg"
-    if kind == "truncated":
-        Image.fromarray(picture(200, 200)).save(file)
-        file.write_bytes(file.read_bytes()[:1500])
-    elif kind == "text":
-        file.write_text("<html>404</html>")
-    elif kind == "empty":
-        file.write_bytes(b"")
-    elif kind == "damaged png":
-        Image.fromarray(picture(100, 100)).save(file, format="png")
-        content = bytearray(file.read_bytes())
-        content[60:90] = bytes(30)
-        file.write_bytes(content)
-    elif kind == "folder":
-        file.mkdir()
-    with pytest.raises(CohortError, match=r"ISIC_1\.jpg \(table\.csv, row 7\)") as caught:
-        open_image(file, where="table.csv, row 7")
-    assert caught.value.mend
-
-
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-@pytest.mark.parametrize("limit", [1500, 900])  # 2,000 pixels: over the limit, and over twice of it
-def test_a_decompression_bomb_is_an_error_by_name(tmp_path, monkeypatch, limit):
-    Image.fromarray(picture(40, 50)).save(tmp_path / "large.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-    with pytest.raises(CohortError, match=r"decompression-bomb limit[^$]*large\.png"):
-        open_image(tmp_path / "large.png", where="row 2")
-
-
-@pytest.mark.parametrize(
-    "pixels",
-    [
-        np.zeros((4, 4), np.float32),
-        np.zeros((4, 4, 4), np.uint8),
-        np.zeros((4, 4, 3), np.uint16),
-        np.full((4, 4), 70_000, np.int32),
-    ],
-)
-def test_pixels_without_an_agreed_range_are_refused(pixels):
-    with pytest.raises(CohortError, match="image 12"):
-        to_rgb(pixels, where="image 12")
-    if pixels.ndim == 2:
-        with pytest.raises(CohortError, match="image 12"):
-            to_rgb(Image.fromarray(pixels), where="image 12")
 
 
 def test_a_failure_leaves_no_store(tmp_path):
