@@ -131,7 +131,9 @@ for _step in STEPS:
 
 @app.command()
 def report(
-    predictions: Annotated[Path, typer.Argument(help="A predictions.parquet, or the folder that holds it.")],
+    predictions: Annotated[
+        Path, typer.Argument(help="Predictions as Parquet or CSV, or the folder that holds predictions.parquet.")
+    ],
     out: Annotated[Path, typer.Option(help="The HTML file to write.")],
     min_cell: Annotated[int, typer.Option(help="Groups with fewer images than this are suppressed.")] = 10,
 ) -> None:

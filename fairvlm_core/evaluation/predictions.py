@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -110,20 +111,21 @@ def write_predictions(table: pa.Table, path: Path, *, kind: str) -> Path:
 
 
 def read_predictions(path: Path) -> pa.Table:
-    """Read predictions from a folder that holds `predictions.parquet`, or from the file.
+    """Read predictions from a folder that holds `predictions.parquet`, or from a Parquet or CSV file.
 
-    Optional columns that are absent become null; `sample_id`, `label`, `y_true` and `y_score` must be there.
+    Optional columns that are absent become null; `sample_id`, `label`, `y_true` and `y_score` must be there. In a CSV
+    file a blank cell is null; it may be gzipped, and may separate by tabs.
 
     Raises:
-        PredictionsError: naming the file, row and column that break the contract.
+        PredictionsError: naming the file, row (in a CSV file the header is row 1, else rows count from 0) and column
+            that break the contract.
     """
     file = path / PREDICTIONS_FILE if path.is_dir() else path
     if not file.is_file():
         raise PredictionsError("The predictions are missing.", where=str(file), mend="Run `fairvlm predict` first.")
-    try:
-        table = pq.read_table(file)
-    except pa.ArrowInvalid as error:
-        raise PredictionsError(f"This is not a Parquet file ({error}).", where=str(file)) from None
+    text = any(suffix.lower() in (".csv", ".tsv") for suffix in file.suffixes[-2:])
+    first = 2 if text else 0  # number of the first row
+    table = _read_text(file) if text else _read_parquet(file)
     for name in ("sample_id", "label", "y_true", "y_score"):
         if name not in table.column_names:
             raise PredictionsError(
@@ -135,22 +137,94 @@ def read_predictions(path: Path) -> pa.Table:
     for field in SCHEMA:
         if field.name not in table.column_names:
             table = table.append_column(field, pa.array([defaults.get(field.name)] * len(table), field.type))
+    if not len(table):
+        raise PredictionsError("There are no predictions.", where=str(file), mend="Give a row per image and label.")
     score = table.column("y_score").to_numpy().astype(float)
     bad = np.flatnonzero(~((score >= 0) & (score <= 1)))
     if len(bad):
         raise PredictionsError(
             f"{len(bad)} scores are not probabilities.",
-            where=f"{file}, row {bad[0]}, column y_score",
+            where=f"{file}, row {bad[0] + first}, column y_score",
             mend="Give a number between 0 and 1 for every row.",
         )
-    for name, what in (("y_true", "A true label"), (Y_ANSWER.name, "An answer")):
+    for name, what in (("y_true", "A true label"), (Y_ANSWER.name, "An answer"), (Y_PRED.name, "A decision")):
         if name not in table.column_names:
             continue
         told = table.column(name).to_numpy(zero_copy_only=False).astype(float)
         bad = np.flatnonzero(~(np.isnan(told) | (told == 0) | (told == 1)))
         if len(bad):
-            raise PredictionsError(f"{what} is neither 0, 1 nor empty.", where=f"{file}, row {bad[0]}, column {name}")
+            raise PredictionsError(
+                f"{what} is neither 0, 1 nor empty.", where=f"{file}, row {bad[0] + first}, column {name}"
+            )
+    _refuse_mixed(table, file, first)
     return table
+
+
+def _read_parquet(file: Path) -> pa.Table:
+    try:
+        return pq.read_table(file)
+    except pa.ArrowInvalid as error:
+        raise PredictionsError(
+            f"This is not a Parquet file ({error}).", where=str(file), mend="Give a Parquet file, or one named *.csv."
+        ) from None
+
+
+def _read_text(file: Path) -> pa.Table:
+    """A CSV file, first as text, so that a cell that is no number can be placed without showing it."""
+    from pyarrow import csv
+
+    tabs = any(suffix.lower() == ".tsv" for suffix in file.suffixes[-2:])
+    types = {field.name: field.type for field in (*SCHEMA, Y_PRED, Y_ANSWER)}
+    as_text = csv.ConvertOptions(
+        column_types=dict.fromkeys(types, pa.string()), strings_can_be_null=True, null_values=[""]
+    )
+    try:
+        table = csv.read_csv(
+            file, parse_options=csv.ParseOptions(delimiter="\t" if tabs else ","), convert_options=as_text
+        )
+    except pa.ArrowInvalid as error:
+        what = str(error).split(":")[0]
+        raise PredictionsError(
+            f"This is not a table ({what}).", where=str(file), mend="Give every row as many cells as the header."
+        ) from None
+    for place, name in enumerate(table.column_names):
+        if name not in types or types[name] == pa.string():
+            continue
+        column = table.column(place)
+        number = pd.to_numeric(column.to_pandas(), errors="coerce").to_numpy(dtype=float)
+        bad = np.flatnonzero(np.isnan(number) & column.is_valid().to_numpy())
+        whole = types[name] != pa.float32()
+        if whole and not len(bad):
+            bad = np.flatnonzero(~np.isnan(number) & (number != np.floor(number)))
+        if len(bad):
+            raise PredictionsError(
+                f"A value of {name} is no {'whole ' * whole}number.",
+                where=f"{file}, row {bad[0] + 2}, column {name}",
+                mend="Write a number, or leave the cell blank where it is unknown.",
+            )
+        kind = pa.int64() if whole else pa.float64()
+        table = table.set_column(place, name, pa.array(number, kind, from_pandas=True, safe=False))
+    return table
+
+
+def _refuse_mixed(table: pa.Table, file: Path, first: int) -> None:
+    """A row that stands there twice, and a patient who is in two splits."""
+    frame = table.select(["sample_id", "label", "model", "seed", "split", "patient_id"]).to_pandas()
+    twice = frame.duplicated(["sample_id", "label", "model", "seed", "split"]).to_numpy()
+    if twice.any():
+        raise PredictionsError(
+            f"{int(twice.sum())} rows repeat an image and label of the same model.",
+            where=f"{file}, row {int(np.flatnonzero(twice)[0]) + first}, column sample_id",
+            mend="Keep one row per image, label and model.",
+        )
+    told = frame[frame["patient_id"].notna()].drop_duplicates(["model", "seed", "patient_id", "split"])
+    leaking = told[told.duplicated(["model", "seed", "patient_id"])]
+    if len(leaking):
+        raise PredictionsError(
+            f"{leaking['patient_id'].nunique()} patients are in two splits, so that what was tuned is judged on them.",
+            where=f"{file}, row {int(leaking.index[0]) + first}, column patient_id",
+            mend="Split by patient, and predict again.",
+        )
 
 
 def kind_of(table: pa.Table) -> str:
