@@ -125,6 +125,18 @@ def reliability_panel(
     return drawing(PANEL, PANEL + 4, label, parts)
 
 
+def curve_panel(title: str, label: str, names: Sequence[str], curves: Mapping[str, np.ndarray], xs: np.ndarray) -> str:
+    """Gaps against the threshold, a line per model; `names` fixes each one's colour and dash."""
+    highest = max(float(np.nanmax(values)) for values in curves.values())
+    across, up = [0, 0.25, 0.5, 0.75, 1], ticks(0, max(highest, 0.1), 5)
+    parts = [*_frame(title, across, up, "threshold", "EOD")]
+    for name, values in curves.items():
+        i = names.index(name)
+        points = " ".join(f"{_px(x):.1f},{_py(_share(y, up)):.1f}" for x, y in zip(xs, values, strict=True) if y == y)
+        parts.append(element("polyline", points=points, class_=f"curve {colour(i)}", stroke_dasharray=dash(i)))
+    return drawing(PANEL, PANEL + 4, label, parts)
+
+
 def tradeoff_panel(subjects: Sequence[Subject], attribute: str, *, xs: Sequence[float], ys: Sequence[float]) -> str:
     """Accuracy against the equalized odds difference, one mark per model, on axes shared by all panels."""
     parts = [*_frame(attribute_name(attribute), xs, ys, "equalized odds difference", "accuracy")]

@@ -10,6 +10,7 @@ from typing import Any
 
 from fairvlm_core.evaluation.report import charts
 from fairvlm_core.evaluation.report.belief import belief, calibration_told
+from fairvlm_core.evaluation.report.beyond import intersection_section, numbers_link, thresholds_section
 from fairvlm_core.evaluation.report.blocks import BOLD, SMALL, figure, legend, line, panels, scrolled
 from fairvlm_core.evaluation.report.subjects import Subject
 from fairvlm_core.evaluation.report.svg import element, marker
@@ -65,8 +66,12 @@ def page(
             ("How well each group is ranked", SMALL + "".join(_group_figure(subjects, name) for name in attributes)),
             ("ROC curves per group", "".join(_roc_figure(subjects, name) for name in single)),
         ]
+        within = intersection_section(subjects)
+        shown += [("Groups within groups", within)] if within else []
         if len(subjects) > 1:
             shown.append(("Accuracy against the gap between groups", _tradeoff(subjects, attributes)))
+        if first["kind"] != "multiclass":
+            shown.append(("Gaps at other thresholds", thresholds_section(subjects)))
     shown.append(("How far the scores can be believed", belief(subjects)))
     if any("answers" in subject.judgement for subject in subjects):
         shown.append(("Answers in words", _answers(subjects)))
@@ -97,7 +102,7 @@ def page(
         f'<header><h1>{escape(title)}</h1><p class="facts">{escape(facts)}</p></header><main>'
         f'<div class="verdict"><p class="lead">{unbroken(sentences[0])}</p>'
         f"<p>{unbroken(' '.join(sentences[1:]))}</p></div>"
-        f'<nav aria-label="Contents"><ul>{links}</ul></nav>{body}</main></body></html>\n'
+        f'<nav aria-label="Contents"><ul>{links}</ul></nav>{body}{numbers_link(subjects)}</main></body></html>\n'
     )
 
 
