@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from PIL import Image
 
 from fairvlm_core.cohort.duplicates import Duplicates, Track, untracked
 from fairvlm_core.cohort.groups import (
@@ -29,7 +28,6 @@ from fairvlm_core.cohort.groups import (
     splits_of,
 )
 from fairvlm_core.cohort.notes import NoteShares, read_notes
-from fairvlm_core.cohort.pictures import FILE_SIZE
 from fairvlm_core.cohort.suppression import hidden_counts
 from fairvlm_core.cohort.table import ATTRIBUTES, Task, group_codes, label_matrix, task_of
 
@@ -240,13 +238,6 @@ def _lacking(table: pa.Table, column: str) -> np.ndarray:
     values = table.column(column)
     empty = pc.equal(values, "") if pa.types.is_string(values.type) else pc.is_nan(values)
     return pc.fill_null(empty, True).to_numpy()
-
-
-def picture_size(picture: np.ndarray | Image.Image) -> tuple[int, int]:
-    """Width and height in pixels, of a picture that was decoded at a fraction of its size those of its file."""
-    if isinstance(picture, np.ndarray):
-        return picture.shape[1], picture.shape[0]
-    return picture.info.get(FILE_SIZE, picture.size)
 
 
 def measure_sizes(sizes: Sequence[tuple[int, int]], side: int) -> Sizes:

@@ -168,8 +168,9 @@ def square(picture: np.ndarray | Image.Image, size: int, *, where: str = "") -> 
     side = min(width, height)
     left, top = (width - side) / 2, (height - side) / 2
     box = (left, top, left + side, top + side)
-    # Where libjpeg has left out the fine detail already, what is finer than a stored pixel needs no long filter.
-    short = scaled is not None and side < 1.5 * size
+    # A scaled picture is hardly larger than the square. Resizing its three colours would take as long as decoding them,
+    # and the fine detail that the longer kernel would keep has been left out by libjpeg.
+    short = scaled is not None and side < 1.5 * size and image.mode == "RGB"
     kernel = Image.Resampling.BILINEAR if short else Image.Resampling.BICUBIC
     # Grey is resized as grey, a third of the work; each colour of an RGB picture would become the same.
     return np.asarray(image.resize((size, size), kernel, box=box).convert("RGB"))

@@ -78,11 +78,12 @@ def run(config: Config, inputs: dict[str, Path], outputs: dict[str, Path]) -> di
     import pyarrow.compute as pc
     from rich.console import Console
 
-    from fairvlm_core.cohort.card import make_card, picture_size
+    from fairvlm_core.cohort.card import make_card
     from fairvlm_core.cohort.card_page import warnings
     from fairvlm_core.cohort.duplicates import FILE, find_duplicates, write_pairs
     from fairvlm_core.cohort.groups import cell_counts
     from fairvlm_core.cohort.images import build_store
+    from fairvlm_core.cohort.pictures import size_of
     from fairvlm_core.cohort.table import write_cohort
     from fairvlm_core.cohort.tolerance import Tolerance
 
@@ -100,7 +101,7 @@ def run(config: Config, inputs: dict[str, Path], outputs: dict[str, Path]) -> di
 
         def load(key: str) -> np.ndarray | Image.Image:
             picture = release.load(key)
-            sizes[key] = picture_size(picture)  # from several threads: setting an item is atomic
+            sizes[key] = size_of(picture)  # from several threads: setting an item is atomic
             return picture
 
         unique = len(set(keys))

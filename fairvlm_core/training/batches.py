@@ -48,7 +48,7 @@ class Samples:
 
     def images(self, indices: np.ndarray) -> np.ndarray:
         """uint8 [m, S, S, 3]."""
-        return self.store.pixels[self.rows[indices]]
+        return self.store.at(self.rows[indices])
 
     def targets(self, indices: np.ndarray) -> Tensor:
         """Labels as the fairness losses take them: classes int64 [m] (-1 unknown), or float32 [m, L] for multilabel."""

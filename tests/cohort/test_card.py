@@ -10,7 +10,6 @@ from fairvlm_core.cohort.card import (
     make_card,
     measure_sizes,
     missing,
-    picture_size,
     prevalence,
     unpublished,
     wilson,
@@ -25,6 +24,7 @@ from fairvlm_core.cohort.groups import (
     count_groups,
     known_attributes,
 )
+from fairvlm_core.cohort.pictures import size_of
 from fairvlm_core.cohort.table import Task, cohort_table
 
 BINARY = Task("binary", ("edema",), ("edema",), ("no edema",))
@@ -274,7 +274,7 @@ def test_sizes_and_what_the_square_cuts():
     assert sizes.lost_most == 0.75
     assert sizes.large_loss == 0.4
     assert sizes.enlarged == 0.2
-    assert picture_size(np.zeros((30, 40, 3), np.uint8)) == picture_size(Image.new("L", (40, 30))) == (40, 30)
+    assert size_of(np.zeros((30, 40, 3), np.uint8)) == size_of(Image.new("L", (40, 30))) == (40, 30)
 
 
 def test_the_card_tells_what_should_be_looked_at():
