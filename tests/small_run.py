@@ -6,5 +6,5 @@ SMALL = {
     "base_models": {"preset": "tiny", "image_size": 32, "clip_steps": 2, "llava_steps": 2, "pictures": 64},
     "stage1": TRAINING,
     "stage2": TRAINING,
-    "fair_moe": {**TRAINING, "group_batch": 8},
+    "fair_moe": {**TRAINING, "group_batch": 8, "init_from": "base"},
 }

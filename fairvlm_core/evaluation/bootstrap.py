@@ -96,8 +96,8 @@ def interval(
         jackknife: what it is with each patient (or fold of patients) left out: then the interval is bias-corrected and
             accelerated (Efron 1987), else that of the percentiles.
 
-    >>> interval(0.5, np.linspace(0, 1, 101), level=0.9)
-    (0.05, 0.95)
+    >>> [round(end, 3) for end in interval(0.5, np.linspace(0, 1, 101), level=0.9)]
+    [0.05, 0.95]
     """
     known = values[~np.isnan(values)]
     if np.isnan(estimate) or len(known) < max(ENOUGH * len(values), 1):

@@ -252,8 +252,8 @@ def false_positive_rate_difference(y_true: ArrayLike, y_pred: ArrayLike, *, grou
 def equity_scaled(overall: float, by_group: Iterable[float]) -> float:
     """A figure, made smaller by how far the groups are from it: overall / (1 + sum of |overall - group|).
 
-    >>> equity_scaled(0.8, [0.7, 0.9])
-    0.6666666666666667
+    >>> round(equity_scaled(0.8, [0.7, 0.9]), 4)
+    0.6667
     """
     return overall / (1 + sum(abs(overall - value) for value in by_group))
 
