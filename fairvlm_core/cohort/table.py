@@ -7,7 +7,7 @@ file explains itself. An attribute that a release does not publish is null, neve
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -24,6 +24,8 @@ from fairvlm_core.files import written
 COHORT_FILE = "cohort.parquet"
 SPLITS = ("train", "validation", "test")
 ATTRIBUTES = ("sex", "age_group", "race", "ethnicity", "language")
+# Columns of few different values: a file is read and written much faster as numbers of values than as text.
+REPEATING = (*ATTRIBUTES, "modality", "split", "source")
 SEXES = ("female", "male")
 
 SCHEMA = pa.schema(
@@ -113,44 +115,84 @@ def write_cohort(table: pa.Table, folder: Path) -> Path:
     return path
 
 
+def write_batches(batches: Iterable[pa.RecordBatch], folder: Path, *, schema: pa.Schema) -> Path:
+    """Write `cohort.parquet` as its batches come, each as a row group, so that it is never in memory as a whole.
+
+    Args:
+        batches: of this schema; the columns of `REPEATING` may be dictionary-encoded and are text in the file.
+        folder: where to write.
+        schema: with task and groups in its metadata.
+    """
+    path = folder / COHORT_FILE
+    # To number other columns, or to find the lowest and highest value of a row group, takes longer than to write them.
+    numbered = [*REPEATING, "labels.list.element"]
+    with (
+        written(path) as partial,
+        pq.ParquetWriter(
+            partial,
+            schema,
+            use_dictionary=[name for name in numbered if name.partition(".")[0] in schema.names],
+            write_statistics=False,
+            store_schema=False,  # it would say that these columns are no text
+        ) as file,
+    ):
+        file.add_key_value_metadata(schema.metadata)
+        for batch in batches:
+            file.write_batch(batch)
+    return path
+
+
 def read_cohort(path: Path) -> pa.Table:
     """Read the cohort from a folder that holds `cohort.parquet`, or from the file itself.
 
     Raises:
         CohortError: when the file is missing, is not a cohort, or lacks a column.
     """
+    return _opened(path, pq.read_table)
+
+
+def open_cohort(path: Path) -> pq.ParquetFile:
+    """Open the same file to read it batch by batch, the columns of `REPEATING` dictionary-encoded; errors as there."""
+    # Without `pre_buffer=False` pyarrow keeps all that it has read.
+    return _opened(
+        path, lambda file: pq.ParquetFile(file, read_dictionary=REPEATING, buffer_size=1 << 16, pre_buffer=False)
+    )
+
+
+def _opened(path: Path, read: Callable[[Path], Any]) -> Any:
     file = path / COHORT_FILE if path.is_dir() or path.suffix != ".parquet" else path
     if not file.is_file():
         raise CohortError(
             "The cohort is missing.", where=str(file), mend="Run `fairvlm ingest` first, or pass its folder."
         )
     try:
-        table = pq.read_table(file)
+        found = read(file)
     except pa.ArrowInvalid as error:
         raise CohortError(
             f"This is not a Parquet file ({error}).", where=str(file), mend="Run `fairvlm ingest` again."
         ) from None
+    schema = found.schema_arrow if isinstance(found, pq.ParquetFile) else found.schema
     for field in SCHEMA:
-        if field.name not in table.column_names:
+        if field.name not in schema.names:
             raise CohortError(
                 "The cohort lacks a column.", where=f"{file}, column {field.name}", mend="Run `fairvlm ingest` again."
             )
-    task_of(table, where=str(file)), groups_of(table, where=str(file))
-    return table
+    Task(**_metadata(schema, b"fairvlm.task", str(file))), _metadata(schema, b"fairvlm.groups", str(file))
+    return found
 
 
 def task_of(table: pa.Table, *, where: str = "") -> Task:
     """The task in the table's metadata."""
-    return Task(**_metadata(table, b"fairvlm.task", where))
+    return Task(**_metadata(table.schema, b"fairvlm.task", where))
 
 
 def groups_of(table: pa.Table, *, where: str = "") -> dict[str, tuple[str, ...]]:
     """The group vocabularies in the table's metadata: attribute -> group names."""
-    return {name: tuple(values) for name, values in _metadata(table, b"fairvlm.groups", where).items()}
+    return {name: tuple(values) for name, values in _metadata(table.schema, b"fairvlm.groups", where).items()}
 
 
-def _metadata(table: pa.Table, key: bytes, where: str) -> dict[str, Any]:
-    found = (table.schema.metadata or {}).get(key)
+def _metadata(schema: pa.Schema, key: bytes, where: str) -> dict[str, Any]:
+    found = (schema.metadata or {}).get(key)
     if found is None:
         raise CohortError(
             f"The table has no {key.decode()} in its schema metadata, so its labels and groups have no meaning.",

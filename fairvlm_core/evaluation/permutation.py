@@ -11,12 +11,12 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from fairvlm_core.compiled import compiled
 from fairvlm_core.evaluation.judgement import with_intersection
 from fairvlm_core.evaluation.metrics import groups_in
 from fairvlm_core.evaluation.predictions import Scores
 from fairvlm_core.evaluation.resampling import patient_codes
 from fairvlm_core.evaluation.significance import holm
-from fairvlm_core.losses.compiled import compiled
 
 PERMUTATIONS = 1000
 WITHIN_TRUTH = ("es_auc", "tpr_gap", "fpr_gap", "eod")

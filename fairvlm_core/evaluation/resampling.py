@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from fairvlm_core.losses.compiled import compiled
+from fairvlm_core.compiled import compiled
 
 LANES = 64  # resamples that go through the rows together: a cache line of one-byte weights
 BINS = 15

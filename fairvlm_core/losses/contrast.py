@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fairvlm_core.compiled import compiled
 from fairvlm_core.losses.bank import MemoryBank, check_bank
-from fairvlm_core.losses.compiled import compiled
 from fairvlm_core.losses.gram import Loan, Part, from_cosines, gram_of
 from fairvlm_core.losses.pairs import (
     Codes,

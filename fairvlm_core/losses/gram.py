@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fairvlm_core.losses.compiled import compiled
+from fairvlm_core.compiled import compiled
 from fairvlm_core.losses.pairs import NO_DIRECTION, as_float
 
 # Squared lengths between these neither overflow nor vanish in a float32 product; other rows are scaled first.

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fairvlm_core.losses.compiled import compiled
+from fairvlm_core.compiled import compiled
 from fairvlm_core.losses.gram import Part, from_cosines
 from fairvlm_core.losses.pairs import Codes, check_reduction, check_samples, codes_of, full_precision, unit_rows
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fairvlm_core.losses.compiled import compiled
+from fairvlm_core.compiled import compiled
 
 # Rows no longer than this have no direction: they become zero vectors with zero gradient, instead of 1/length ones.
 NO_DIRECTION = 1e-12

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fairvlm_core.losses.compiled import compiled
+from fairvlm_core.compiled import compiled
 from fairvlm_core.losses.pairs import as_float, check_positive, full_precision
 
 

@@ -14,13 +14,16 @@ from fairvlm_core.errors import CohortError, ConfigError
 
 if TYPE_CHECKING:
     import numpy as np
-    import pyarrow as pa
+
+    from fairvlm_core.cohort.strata import Plan
 
 INPUTS = {
     "cohort": Port("Folder that ingest wrote."),
     "validation": Port("Folder that validate wrote: then only the cohort that passed is accepted.", optional=True),
 }
 OUTPUTS = {"out": Port("Folder to write: cohort.parquet, strata.json, strata.png.")}
+
+MOST_BARS = 60  # more cells than this are in the table and the file alone
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,10 @@ class Config:
 
     def __post_init__(self) -> None:
         check(self)
+        if len(set(self.attributes)) < len(self.attributes):
+            raise ConfigError(
+                "An attribute is named twice.", where="stratify.attributes", mend="Name each attribute once."
+            )
         if self.validation_share + self.test_share >= 1:
             raise ConfigError(
                 "No patient would be left for training.",
@@ -54,42 +61,41 @@ class Config:
 
 def run(config: Config, inputs: dict[str, Path], outputs: dict[str, Path]) -> dict[str, Any]:
     """Write the balanced cohort, its counts per cell before and after, and their picture."""
-    from fairvlm_core.cohort.strata import balance, count_cells, split_patients
-    from fairvlm_core.cohort.table import COHORT_FILE, read_cohort, write_cohort
+    from fairvlm_core.cohort.kinds import of_file
+    from fairvlm_core.cohort.strata import plan, planned, planned_schema
+    from fairvlm_core.cohort.table import COHORT_FILE, SPLITS, open_cohort, write_batches
     from fairvlm_core.files import write_json
 
     file = inputs["cohort"] / COHORT_FILE if inputs["cohort"].is_dir() else inputs["cohort"]
-    table = read_cohort(file)
-    if "validation" in inputs:
-        _refuse_unvalidated(file, inputs["validation"])
-    split = split_patients(table, config, where=str(file))
-    balanced = balance(split, config, where=str(file))
-    write_cohort(balanced, outputs["out"])
+    with open_cohort(file) as opened:
+        if "validation" in inputs:
+            _refuse_unvalidated(file, inputs["validation"])
+        source = of_file(opened)
+        decided = plan(source, config, where=str(file))
+        write_batches(planned(source, decided), outputs["out"], schema=planned_schema(source.schema))
 
-    before, after = count_cells(split, config.attributes), count_cells(balanced, config.attributes)
-    strata = summary(split, balanced, config.attributes, min_cell=config.min_cell)
+    strata = summary(decided, config.attributes, min_cell=config.min_cell)
     write_json(outputs["out"] / "strata.json", strata)
     _draw(strata, outputs["out"] / "strata.png")
     _print(strata)
-    unknown = {f"{name}_unknown_group": int(counts[-1]) for name, counts in before.items()}
-    dropped, repeated = _changes(split, balanced)
+    before, after = decided.rows_before, decided.rows_after
+    dropped = int((decided.times == 0).sum())
     return {
-        "rows": len(balanced),
-        "train_before": int(before["train"].sum()),
-        **{name: int(counts.sum()) for name, counts in after.items()},
+        "rows": int(after.sum()),
+        "train_before": int(before[SPLITS.index("train")].sum()),
+        **{name: int(counts.sum()) for name, counts in zip(SPLITS, after, strict=True)},
         "rows_dropped": dropped,
-        "rows_repeated": repeated,
-        "cells": len(strata["cells"]),
-        **unknown,
+        "rows_repeated": int(after.sum()) - (int(before.sum()) - dropped),
+        "cells": len(decided.cells),
+        **{f"{name}_unknown_group": int(counts[-1]) for name, counts in zip(SPLITS, before, strict=True)},
     }
 
 
-def summary(split: pa.Table, balanced: pa.Table, attributes: tuple[str, ...], *, min_cell: int) -> dict[str, Any]:
+def summary(plan: Plan, attributes: tuple[str, ...], *, min_cell: int) -> dict[str, Any]:
     """The counts per cell as `strata.json` publishes them.
 
     Args:
-        split: the cohort before balancing.
-        balanced: the same after it.
+        plan: what was done to the cohort.
         attributes: the groups whose combinations are the cells.
         min_cell: the count of a cell with fewer patients is null. So that it cannot be had by subtraction from the
             total, the next smallest cells are null too, until at least `min_cell` patients are hidden.
@@ -98,17 +104,17 @@ def summary(split: pa.Table, balanced: pa.Table, attributes: tuple[str, ...], *,
         `cells`: one mapping per cell with its groups and the numbers of images train_before, train_after, validation
         and test; `unknown` and `total`: these four for the images of unknown group and for all images.
     """
-    from fairvlm_core.cohort.strata import cells, count_cells
+    from fairvlm_core.cohort.table import SPLITS
 
     counts, hidden = {}, {}
-    for key, table, name in (
-        ("train_before", split, "train"),
-        ("train_after", balanced, "train"),
-        ("validation", split, "validation"),
-        ("test", split, "test"),
+    for key, rows, patients, name in (
+        ("train_before", plan.rows_before, plan.patients_before, "train"),
+        ("train_after", plan.rows_after, plan.patients_after, "train"),
+        ("validation", plan.rows_before, plan.patients_before, "validation"),
+        ("test", plan.rows_before, plan.patients_before, "test"),
     ):
-        counts[key] = count_cells(table, attributes)[name]
-        hidden[key] = _hidden(count_cells(table, attributes, of="patients")[name][:-1], min_cell)
+        counts[key] = rows[SPLITS.index(name)]
+        hidden[key] = _hidden(patients[SPLITS.index(name)][:-1], min_cell)
     # The one would give away the other: a cell of 8 may become 10.
     hidden["train_before"] = hidden["train_after"] = hidden["train_before"] | hidden["train_after"]
     return {
@@ -117,7 +123,7 @@ def summary(split: pa.Table, balanced: pa.Table, attributes: tuple[str, ...], *,
         "cells": [
             dict(zip(attributes, name, strict=True))
             | {key: None if hidden[key][i] else int(values[i]) for key, values in counts.items()}
-            for i, name in enumerate(cells(split, attributes)[0])
+            for i, name in enumerate(plan.cells)
         ],
         "unknown": {key: int(values[-1]) for key, values in counts.items()},
         "total": {key: int(values.sum()) for key, values in counts.items()},
@@ -133,14 +139,6 @@ def _hidden(patients: np.ndarray, min_cell: int) -> np.ndarray:
                 break
             hidden[place] = patients[place] > 0
     return hidden
-
-
-def _changes(split: pa.Table, balanced: pa.Table) -> tuple[int, int]:
-    """Rows that balancing left out, and rows it added."""
-    import pyarrow.compute as pc
-
-    repeated = pc.sum(pc.greater(balanced.column("copy"), 0)).as_py() or 0
-    return len(split) - (len(balanced) - repeated), repeated
 
 
 def _refuse_unvalidated(file: Path, validation: Path) -> None:
@@ -163,10 +161,14 @@ def _refuse_unvalidated(file: Path, validation: Path) -> None:
 def _draw(strata: dict[str, Any], path: Path) -> None:
     """Bars of each cell's training rows before and after balancing."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
     from fairvlm_core.files import written
 
-    rows = strata["cells"]
+    rows = strata["cells"][:MOST_BARS]
+    title = "Training split before and after balancing"
+    if len(rows) < len(strata["cells"]):
+        title += f": {len(rows)} of {len(strata['cells'])} cells"
     names = [" ".join(row[name] for name in strata["attributes"]) or "all" for row in rows]
     figure = Figure(figsize=(7, 1.2 + 0.36 * len(rows)), layout="constrained")
     axes = figure.subplots()
@@ -185,7 +187,9 @@ def _draw(strata: dict[str, Any], path: Path) -> None:
     axes.invert_yaxis()
     axes.margins(x=0.12)
     axes.set_xlabel("training images")
-    axes.set_title("Training split before and after balancing", loc="left", fontsize=10)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.set_title(title, loc="left", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8, ncols=2, loc="lower right", bbox_to_anchor=(1, 1))
     with written(path) as partial:

@@ -1,26 +1,15 @@
 """Patients are split before anything is repeated; the training rows are balanced over cells; the rest is left alone."""
 
 import dataclasses
-import statistics
-from collections import Counter, defaultdict
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from fairvlm_core.cohort.strata import (
-    balance,
-    cells,
-    count_cells,
-    label_strata,
-    split_patients,
-    stratify,
-    target_sizes,
-)
-from fairvlm_core.cohort.table import SCHEMA, Task, cohort_table
+from fairvlm_core.cohort.kinds import of_table, read_kinds
+from fairvlm_core.cohort.strata import label_strata, plan, stratify, target_sizes
+from fairvlm_core.cohort.table import SCHEMA, SPLITS, Task, cohort_table
 from fairvlm_core.errors import CohortError, ConfigError
 from fairvlm_core.steps.stratify import Config
 
@@ -64,103 +53,24 @@ def random_cohort(n=3000, patients=2000, task=BINARY, seed=0, unknown=0.05, spli
     )
 
 
-@st.composite
-def cohorts(draw):
-    """Small cohorts of every kind: patients of several rows, official splits or none, unknown groups and labels."""
-    task = draw(st.sampled_from([BINARY, MULTILABEL]))
-    official = draw(st.sampled_from([(None,), (None, "train"), ("train", "validation", "test"), (None, "test")]))
-    patient_splits = draw(st.lists(st.sampled_from(official), min_size=4, max_size=30))
-    row = st.tuples(
-        st.integers(0, len(patient_splits) - 1),
-        st.sampled_from(["female", "male", "male", "male", None]),
-        st.sampled_from(["0-39", "40+", "40+", None]),
-        st.lists(st.sampled_from([0, 0, 1, None]), min_size=len(task.labels), max_size=len(task.labels)),
-        st.booleans(),
-    )
-    drawn = draw(st.lists(row, max_size=80))
-    rows = [(f"p{i}", "female", "0-39", [0] * len(task.labels), split) for i, split in enumerate(patient_splits)]
-    # A patient's further rows carry the official split or none.
-    rows += [(f"p{p}", sex, age, labels, patient_splits[p] if own else None) for p, sex, age, labels, own in drawn]
-    if not {"train", None} & set(patient_splits):
-        rows += [(f"q{i}", "male", "40+", [1] * len(task.labels), None) for i in range(3)]
-    return cohort(rows, task)
+def split_only(table, config):
+    """The cohort with its splits, before it is balanced."""
+    planned = plan(of_table(table), dataclasses.replace(config, allow_empty_cells=True))
+    names = pa.array(SPLITS).take(pa.array(planned.split))
+    return table.set_column(table.column_names.index("split"), table.schema.field("split"), names)
 
 
-def can_split(table):
-    """Enough patients are free for training and each split to be carved."""
-    splits = defaultdict(set)
-    for row in table.to_pylist():
-        splits[row["patient_id"]].add(row["split"])
-    official = set().union(*splits.values())
-    free = [p for p, found in splits.items() if not found & {"validation", "test"}]
-    wanted = len({"validation", "test"} - official)
-    return not wanted or len(free) > wanted
-
-
-def same_but(row, *names):
-    return {key: value for key, value in row.items() if key not in names}
-
-
-@settings(max_examples=60, deadline=None)
-@given(cohorts(), st.integers(0, 5))
-def test_nothing_leaks_nothing_is_invented_and_no_cap_is_exceeded(table, seed):
-    config = dataclasses.replace(LENIENT, seed=seed)
-    if not can_split(table):
-        with pytest.raises(CohortError, match="patients to divide"):
-            stratify(table, config)
-        return
-    given_rows = {row["sample_id"]: row for row in table.to_pylist()}
-    result = stratify(table, config).to_pylist()
-
-    splits = defaultdict(set)
-    for row in result:
-        splits[row["patient_id"]].add(row["split"])
-        source = given_rows[row["sample_id"]]
-        assert same_but(row, "split", "copy") == same_but(source, "split", "copy")
-        if source["split"] in ("validation", "test"):
-            assert row["split"] == source["split"]
-    assert all(len(found) == 1 and found <= {"train", "validation", "test"} for found in splits.values())
-
-    copies = defaultdict(list)
-    for row in result:
-        copies[row["sample_id"]].append(row["copy"])
-    assert all(found == list(range(len(found))) for found in copies.values())
-
-    # What is judged is every row that is given, once, in its order.
-    split_of = {patient: found.pop() for patient, found in splits.items()}
-    judged = [s for s, row in given_rows.items() if split_of.get(row["patient_id"]) in ("validation", "test")]
-    assert [row["sample_id"] for row in result if row["split"] != "train"] == judged
-
-    before = split_patients(table, config).to_pylist()
-    cell = {row["sample_id"]: (row["sex"], row["age_group"]) for row in before}
-    sizes = Counter(cell[row["sample_id"]] for row in before if row["split"] == "train")
-    after = Counter(cell[row["sample_id"]] for row in result if row["split"] == "train")
-    known = {key: size for key, size in sizes.items() if None not in key}
-    for key, size in sizes.items():
-        if None in key:
-            assert after[key] == size  # belongs to no cell: kept once
-        else:
-            median = int(statistics.median(known.values()))
-            assert after[key] == (median if size > median else min(median, int(1.3 * size)))
-
-
-@settings(max_examples=40, deadline=None)
-@given(cohorts(), st.randoms(use_true_random=False))
-def test_the_order_of_the_rows_does_not_matter(table, random):
-    if not can_split(table):
-        return
-    order = list(range(len(table)))
-    random.shuffle(order)
-    keys = [("sample_id", "ascending"), ("copy", "ascending")]
-    shuffled = stratify(table.take(order), LENIENT)
-    assert shuffled.sort_by(keys).equals(stratify(table, LENIENT).sort_by(keys))
+def train_sizes(table, config):
+    """Training rows of each cell, before and after; then those of unknown group."""
+    planned = plan(of_table(table), config)
+    return planned.rows_before[0], planned.rows_after[0]
 
 
 @pytest.mark.parametrize("task", [BINARY, MULTILABEL], ids=["binary", "multilabel"])
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_each_cell_keeps_its_label_distribution(task, seed):
-    split = split_patients(random_cohort(task=task, seed=seed), Config(seed=seed))
-    balanced = balance(split, Config(seed=seed))
+    table = random_cohort(task=task, seed=seed)
+    split, balanced = split_only(table, Config(seed=seed)), stratify(table, Config(seed=seed))
 
     def counted(table):
         frame = table.to_pandas()
@@ -183,7 +93,7 @@ def test_each_cell_keeps_its_label_distribution(task, seed):
 @pytest.mark.parametrize("official", [None, "train"])
 def test_both_missing_splits_are_carved_in_proportion_from_every_label_and_cell(official):
     table = random_cohort(n=4000, patients=10**9, split=official)  # a patient each
-    frame = split_patients(table, Config()).to_pandas()
+    frame = split_only(table, Config()).to_pandas()
     shares = frame["split"].value_counts(normalize=True)
     assert shares["test"] == pytest.approx(0.2, abs=0.001)
     assert shares["validation"] == pytest.approx(0.15, abs=0.001)
@@ -204,7 +114,7 @@ def test_a_patient_with_several_images_counts_where_it_is_rarest():
     rows = []
     for i in range(400):
         rows += [(f"p{i}", "male", "40+", [int(i < 40 and j == 7)], None) for j in range(10)]
-    frame = split_patients(cohort(rows), Config()).to_pandas()
+    frame = split_only(cohort(rows), Config()).to_pandas()
     positive = frame[frame["labels"].map(lambda row: row[0] == 1)]
     assert positive["split"].value_counts().to_dict() == pytest.approx({"train": 26, "test": 8, "validation": 6}, abs=1)
 
@@ -213,20 +123,20 @@ def test_official_splits_win_and_only_what_is_missing_is_carved():
     rows = [(f"t{i}", "male", "40+", [i % 2], "test") for i in range(50)]
     rows += [(f"p{i}", "female", "0-39", [i % 2], "train" if i % 2 else None) for i in range(200)]
     rows += [("t0", "male", "40+", [1], None)]  # a further image of a test patient
-    frame = split_patients(cohort(rows), Config()).to_pandas()
+    frame = split_only(cohort(rows), Config()).to_pandas()
     assert (frame["split"] == "test").sum() == 51
     assert frame["split"].iloc[-1] == "test"
     assert (frame["split"] == "validation").sum() == 30
     assert (frame["split"] == "train").sum() == 170
 
     complete = cohort([*rows[:50], *((f"v{i}", "male", "40+", [0], "validation") for i in range(9)), *rows[50:]])
-    frame = split_patients(complete, Config()).to_pandas()
+    frame = split_only(complete, Config()).to_pandas()
     assert frame["split"].value_counts().to_dict() == {"train": 200, "test": 51, "validation": 9}
 
 
 def test_a_share_of_zero_carves_nothing():
     table = random_cohort(n=100, patients=80)
-    splits = set(split_patients(table, Config(validation_share=0, test_share=0)).column("split").to_pylist())
+    splits = set(split_only(table, Config(validation_share=0, test_share=0)).column("split").to_pylist())
     assert splits == {"train"}
 
 
@@ -234,7 +144,7 @@ def test_the_seed_decides_who_is_chosen():
     table = random_cohort()
     first, again, other = (stratify(table, Config(seed=seed)) for seed in (3, 3, 4))
     assert first.equals(again)
-    assert count_cells(first, GROUPS)["test"].sum() > 0
+    assert (first.to_pandas()["split"] == "test").any()
 
     def test_patients(result):
         frame = result.to_pandas()
@@ -244,25 +154,41 @@ def test_the_seed_decides_who_is_chosen():
     assert 0.05 < len(kept) / len(test_patients(first)) < 0.5  # as chance would have it: about 0.2
 
 
+def test_the_seed_decides_which_rows_are_kept():
+    """Also of a stratum of one: over the seeds it is kept as often as its share says."""
+    rows = [(f"p{i}", "female", "0-39", [i % 2], "train") for i in range(200)]
+    rows += [(f"q{i}", "male", "0-39", [int(i == 0)], "train") for i in range(600)]
+    table, n = cohort(rows), 100
+    seeds = [Config(attributes=("sex",), validation_share=0, test_share=0, seed=seed) for seed in range(n)]
+    kept = np.array([plan(of_table(table), config).times for config in seeds])
+    assert kept[:, :200].sum(axis=1).tolist() == [260] * n
+    assert kept[:, 200:].sum(axis=1).tolist() == [400] * n
+    for row, share in ((0, 1.3), (1, 1.3), (200, 2 / 3), (201, 2 / 3), (799, 2 / 3)):
+        assert abs(kept[:, row].mean() - share) < 4 * (share % 1 * (1 - share % 1) / n) ** 0.5
+    together = np.corrcoef(kept[:, 201:].T)  # who is kept with whom is chance, too
+    assert abs(together[np.triu_indices(599, 1)].mean()) < 0.01
+
+
 def test_caps_are_parameters():
-    table = split_patients(random_cohort(unknown=0), Config())
-    before = count_cells(table, ["sex", "age_group"])["train"][:-1]
+    table = random_cohort(unknown=0)
+    before, after = (sizes[:-1] for sizes in train_sizes(table, Config(majority_cap=None, oversample_cap=1)))
+    np.testing.assert_array_equal(after, before)
     median = int(np.median(before))
-    kept = count_cells(balance(table, Config(majority_cap=None, oversample_cap=1)), ["sex", "age_group"])["train"][:-1]
-    np.testing.assert_array_equal(kept, before)
-    mild = count_cells(balance(table, Config(majority_cap=1.5, oversample_cap=3)), ["sex", "age_group"])["train"][:-1]
+    mild = train_sizes(table, Config(majority_cap=1.5, oversample_cap=3))[1][:-1]
     for size, result in zip(before, mild, strict=True):
         assert result == (min(size, int(1.5 * median)) if size > median else min(median, 3 * size))
-    assert max(balance(table, Config(oversample_cap=3)).column("copy").to_pylist()) == 2
+    assert max(stratify(table, Config(oversample_cap=1.5)).column("copy").to_pylist()) == 1
+    often = max(stratify(table, Config(oversample_cap=10)).column("copy").to_pylist()) + 1
+    assert often == -(-median // before.min()) > 2
 
 
 def test_other_attributes_and_none():
-    table = split_patients(random_cohort(), Config())
-    by_sex = count_cells(balance(table, Config(attributes=("sex",))), ["sex"])["train"]
-    before = count_cells(table, ["sex"])["train"]
-    assert by_sex[0] == min(int(1.3 * before[0]), int(np.median(before[:2])))
-    assert by_sex[1] == int(np.median(before[:2]))
-    assert balance(table, Config(attributes=())).equals(table)
+    table = random_cohort()
+    before, after = train_sizes(table, Config(attributes=("sex",)))
+    assert after[0] == min(int(1.3 * before[0]), int(np.median(before[:2])))
+    assert after[1] == int(np.median(before[:2]))
+    assert after[2] == before[2] > 0
+    assert stratify(table, Config(attributes=())).equals(split_only(table, Config(attributes=())))
 
 
 def test_target_sizes_of_no_cells():
@@ -270,21 +196,32 @@ def test_target_sizes_of_no_cells():
 
 
 def test_cells_follow_the_vocabularies():
-    names, codes = cells(
-        cohort([("a", "male", "0-39", [0], None), ("b", None, "40+", [0], None)]), ["sex", "age_group"]
-    )
-    assert names == [("female", "0-39"), ("female", "40+"), ("male", "0-39"), ("male", "40+")]
-    assert codes.tolist() == [2, -1]
+    rows = [("a", "male", "0-39", [0], "train"), ("b", None, "40+", [0], "train"), ("c", "male", None, [0], "train")]
+    planned = plan(of_table(cohort(rows)), Config(allow_empty_cells=True, validation_share=0, test_share=0))
+    assert planned.cells == [("female", "0-39"), ("female", "40+"), ("male", "0-39"), ("male", "40+")]
+    assert planned.rows_before[0].tolist() == [0, 0, 1, 0, 2]
 
 
 def test_counts_of_rows_and_of_patients():
     rows = [("a", "male", "40+", [0], "train")] * 3 + [
         ("b", "male", "40+", [0], "train"),
+        ("b", "female", "40+", [0], "train"),  # in two cells
         ("c", None, "40+", [0], "test"),
     ]
-    assert count_cells(cohort(rows), ["sex"])["train"].tolist() == [0, 4, 0]
-    assert count_cells(cohort(rows), ["sex"], of="patients")["train"].tolist() == [0, 2, 0]
-    assert count_cells(cohort(rows), ["sex"], of="patients")["test"].tolist() == [0, 0, 1]
+    config = Config(attributes=("sex",), allow_empty_cells=True, validation_share=0)
+    planned = plan(of_table(cohort(rows)), config)
+    assert planned.rows_before.tolist() == [[1, 4, 0], [0, 0, 0], [0, 0, 1]]
+    assert planned.patients_before.tolist() == [[1, 2, 0], [0, 0, 0], [0, 0, 1]]
+    assert planned.rows_after[0].tolist() == [1, 2, 0]
+    assert planned.patients_after[0][0] == 1
+    assert planned.patients_after[0][1] in (1, 2)
+
+
+def strata_of(values):
+    """The stratum of each row by its labels."""
+    different = sorted({tuple(2 if v is None else v for v in row) for row in values})
+    rows = [different.index(tuple(2 if v is None else v for v in row)) for row in values]
+    return label_strata(np.array(different, np.uint8), np.bincount(rows))[rows]
 
 
 def test_many_labels_make_the_same_strata_as_their_tuples():
@@ -294,7 +231,11 @@ def test_many_labels_make_the_same_strata_as_their_tuples():
     kinds[:2] = 0
     kinds[1] = [2**64 // 3**j % 3 for j in reversed(range(45))]  # as a number in base 3 it overflows to the former
     values = [[None if v == 2 else int(v) for v in kinds[k]] for k in np.repeat(np.arange(30), 12)]
-    strata = label_strata(pa.table({"labels": pa.array(values, pa.list_(pa.int8()))}))
+    task = Task("multilabel", *[tuple(f"{j}" for j in range(45))] * 3)
+    table = cohort([(f"p{i}", "male", "40+", row, "train") for i, row in enumerate(values)], task)
+    kinds = read_kinds(of_table(table), {})
+    np.testing.assert_array_equal(kinds.labels[kinds.of], [[2 if v is None else v for v in row] for row in values])
+    strata = label_strata(kinds.labels, np.bincount(kinds.of))[kinds.of]
     pairs = {(tuple(v), s) for v, s in zip(values, strata, strict=True)}
     assert len(pairs) == len({v for v, _ in pairs}) == len({s for _, s in pairs}) == 30
 
@@ -302,7 +243,7 @@ def test_many_labels_make_the_same_strata_as_their_tuples():
 def test_rare_combinations_are_pooled_by_their_rarest_label():
     common = [[0, 0, 0]] * 20 + [[1, 0, 0]] * 30 + [[0, 1, 0]] * 20 + [[0, 0, 1]] * 12
     rare = [[1, 1, 0], [1, 1, 1], [1, 0, 1], [0, None, 0]]
-    strata = label_strata(pa.table({"labels": pa.array(common + rare, pa.list_(pa.int8()))}))
+    strata = strata_of(common + rare)
     assert len(set(strata[:82])) == 4
     both, *third, nothing = strata[82:]
     assert third[0] == third[1]  # label 2 is the rarest
@@ -357,8 +298,7 @@ def test_an_empty_cell_is_named_with_what_to_merge():
     assert error.what == 'No training row is in the cell "female x 40+".'
     assert "ingest.age_edges" in error.mend
     assert "allow_empty_cells" in error.mend
-    result = stratify(cohort(rows), LENIENT)
-    assert count_cells(result, ["sex", "age_group"])["train"][1] == 0
+    assert train_sizes(cohort(rows), LENIENT)[1][1] == 0
 
 
 def test_an_attribute_that_nobody_published_is_named():
@@ -401,13 +341,31 @@ def test_a_row_without_a_patient_is_refused():
     assert caught.value.where == "row 4, column patient_id"
 
 
-def test_balancing_before_splitting_is_refused():
-    with pytest.raises(CohortError) as caught:
-        balance(cohort([(*row[:4], "train" if i else None) for i, row in enumerate(PEOPLE)]), Config())
-    assert caught.value.where == "row 0, column split"
-
-
 def test_rows_of_different_label_counts_are_refused():
     with pytest.raises(CohortError) as caught:
         stratify(cohort([*PEOPLE[:-1], (*PEOPLE[-1][:3], [0, 1], None)]), Config())
     assert caught.value.where.endswith("column labels")
+
+
+@pytest.mark.parametrize("value", [-1, 2])
+def test_a_label_that_is_no_label_is_placed_but_not_shown(value):
+    rows = [*PEOPLE[:9], ("secret", "male", "40+", [value], None), *PEOPLE[9:]]
+    error = broken(rows, Config())
+    assert error.what == "A label is neither 0 nor 1 nor empty."
+    assert error.where == "data/cohort.parquet, row 9, column labels"
+
+
+def test_errors_name_the_row_of_the_file_also_in_a_later_batch():
+    table = cohort([*PEOPLE, ("secret", "neither", "40+", [1], None)])
+    parts = pa.concat_tables([table.slice(0, 40), table.slice(40)])
+    with pytest.raises(CohortError) as caught:
+        stratify(parts, Config())
+    assert caught.value.where == f"row {len(PEOPLE)}, column sex"
+
+
+def test_no_rows_at_all():
+    nothing = cohort([])
+    with pytest.raises(CohortError, match="0 patients to divide"):
+        stratify(nothing, LENIENT)
+    config = Config(allow_empty_cells=True, validation_share=0, test_share=0)
+    assert stratify(nothing, config).equals(nothing)

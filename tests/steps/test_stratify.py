@@ -1,5 +1,6 @@
 """The stratify step: the files it writes agree with a plain count, small cells stay hidden, broken input is refused."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -9,12 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from fairvlm_core.cohort.strata import stratify
-from fairvlm_core.cohort.table import Task, cohort_table, read_cohort, write_cohort
+from fairvlm_core.cohort import kinds
+from fairvlm_core.cohort.strata import plan, stratify
+from fairvlm_core.cohort.table import SCHEMA, Task, cohort_table, read_cohort, write_cohort
 from fairvlm_core.errors import CohortError, ConfigError, FairVLMError
 from fairvlm_core.files import sha256
 from fairvlm_core.steps import execute
-from fairvlm_core.steps.stratify import Config, summary
+from fairvlm_core.steps.stratify import MOST_BARS, Config, summary
 
 TASK = Task("binary", ("glaucoma",), ("glaucoma",), ("a healthy eye",))
 GROUPS = {"sex": ("female", "male"), "age_group": ("0-39", "40+")}
@@ -100,6 +102,32 @@ def test_the_same_seed_writes_the_same_bytes(folder):
         assert (folder / "a" / file).read_bytes() == (folder / "b" / file).read_bytes()
 
 
+def test_a_file_is_read_and_written_batch_by_batch(folder, monkeypatch):
+    monkeypatch.setattr(kinds, "FILE_ROWS", 128)
+    execute("stratify", Config(seed=5), {"cohort": folder}, {"out": folder / "out"})
+    written = pq.ParquetFile(folder / "out" / "cohort.parquet")
+    sizes = [written.metadata.row_group(i).num_rows for i in range(written.num_row_groups)]
+    assert len(sizes) == -(-900 // 128)
+    assert max(sizes) <= 2 * 128
+    result = read_cohort(folder / "out")
+    assert result.equals(stratify(cohort(), Config(seed=5)))
+    assert result.schema.equals(SCHEMA)
+    assert result.schema.metadata == cohort().schema.metadata
+    # Nobody who reads the file learns that it was written as numbers of values.
+    assert written.schema_arrow.field("sex").type == pa.string()
+    assert pd.read_parquet(folder / "out" / "cohort.parquet")["sex"].dtype == "str"
+
+
+def test_columns_that_are_not_of_the_contract_are_kept(folder):
+    more = cohort().append_column("site", pa.array([f"site {i % 3}" for i in range(900)]))
+    pq.write_table(more.replace_schema_metadata(cohort().schema.metadata), folder / "cohort.parquet")
+    execute("stratify", Config(), {"cohort": folder}, {"out": folder / "out"})
+    result = read_cohort(folder / "out")
+    place = {name: i for i, name in enumerate(more.column("sample_id").to_pylist())}
+    expected = [f"site {place[name] % 3}" for name in result.column("sample_id").to_pylist()]
+    assert result.column("site").to_pylist() == expected
+
+
 def table_of(sizes, split="train"):
     """Cells of these numbers of patients, two images each."""
     rows = []
@@ -124,6 +152,12 @@ def table_of(sizes, split="train"):
     )
 
 
+def counted_plan(table):
+    """A plan that leaves the rows as they are."""
+    config = Config(validation_share=0, test_share=0, oversample_cap=1, majority_cap=None, allow_empty_cells=True)
+    return plan(kinds.of_table(table), config)
+
+
 @pytest.mark.parametrize(
     ("sizes", "shown"),
     [
@@ -136,8 +170,7 @@ def table_of(sizes, split="train"):
     ],
 )
 def test_cells_of_few_patients_are_suppressed_beyond_subtraction(sizes, shown):
-    table = table_of(sizes)
-    strata = summary(table, table, ("sex", "age_group"), min_cell=10)
+    strata = summary(counted_plan(table_of(sizes)), ("sex", "age_group"), min_cell=10)
     assert tuple(cell["train_before"] for cell in strata["cells"]) == shown
     assert tuple(cell["train_after"] for cell in strata["cells"]) == shown
     assert [cell["test"] for cell in strata["cells"]] == [0] * 4
@@ -145,7 +178,9 @@ def test_cells_of_few_patients_are_suppressed_beyond_subtraction(sizes, shown):
 
 
 def test_a_cell_hidden_after_balancing_is_hidden_before():
-    strata = summary(table_of((20, 20, 30, 40)), table_of((9, 20, 30, 40)), ("sex", "age_group"), min_cell=10)
+    before, after = counted_plan(table_of((20, 20, 30, 40))), counted_plan(table_of((9, 20, 30, 40)))
+    both = dataclasses.replace(before, rows_after=after.rows_after, patients_after=after.patients_after)
+    strata = summary(both, ("sex", "age_group"), min_cell=10)
     assert [cell["train_before"] for cell in strata["cells"]] == [None, None, 60, 80]
 
 
@@ -156,6 +191,29 @@ def test_what_is_published_of_small_cells_is_nothing(tmp_path, capsys):
     assert (first["train_before"], first["train_after"]) == (None, None)
     line = next(line for line in capsys.readouterr().out.splitlines() if "female" in line and "0-39" in line)
     assert line.count("suppressed") == 2
+
+
+def test_of_very_many_cells_the_picture_shows_some(tmp_path):
+    places = tuple(f"{i}" for i in range(40))
+    rows = [
+        {
+            "sample_id": f"s{i}",
+            "patient_id": f"p{i}",
+            "image": "i",
+            "labels": [0],
+            "sex": GROUPS["sex"][i % 2],
+            "race": places[i // 2],
+            "split": "train",
+            "source": "made",
+        }
+        for i in range(80)
+    ]
+    write_cohort(cohort_table(rows, task=TASK, groups={"sex": GROUPS["sex"], "race": places}), tmp_path)
+    config = Config(attributes=("sex", "race"), validation_share=0, test_share=0, min_cell=1)
+    assert execute("stratify", config, {"cohort": tmp_path}, {"out": tmp_path / "out"})["cells"] == 80 > MOST_BARS
+    assert len(json.loads((tmp_path / "out" / "strata.json").read_text())["cells"]) == 80
+    with Image.open(tmp_path / "out" / "strata.png") as picture:
+        assert picture.height < 4000
 
 
 def test_no_attributes_means_no_balancing(folder):
@@ -206,6 +264,12 @@ def test_an_error_names_the_file_and_leaves_nothing(folder):
         execute("stratify", Config(), {"cohort": folder}, {"out": folder / "out"})
     assert caught.value.where == f"{folder / 'cohort.parquet'}, rows 0 and 1, column split"
     assert not list(folder.glob("out*"))
+
+
+def test_an_attribute_that_is_named_twice():
+    with pytest.raises(ConfigError) as caught:
+        Config(attributes=("sex", "sex"))
+    assert caught.value.where == "stratify.attributes"
 
 
 def test_shares_that_leave_nobody_for_training():
