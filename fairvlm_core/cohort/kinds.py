@@ -113,7 +113,7 @@ def number_patients(source: Source, key: np.uint64, *, where: str = "") -> tuple
     Returns:
         The number of each row's patient, int32 [n]; and each patient's hash, uint64 [patients].
     """
-    patient, numbers, begin = np.empty(source.rows, np.int32), Numbers(), 0
+    patient, numbers, begin = np.empty(source.rows, np.int32), Numbers(source.rows // 4), 0
     for batch in source.batches(["patient_id"]):
         ids = batch.column("patient_id")
         if ids.null_count:

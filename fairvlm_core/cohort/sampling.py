@@ -17,8 +17,9 @@ from fairvlm_core.compiled import compiled
 
 BLOCK = 1 << 16  # rows at a time: what is made of them stays in the cache
 ALL = np.iinfo(np.uint64).max
-# The k-th lowest hash lies within so many standard deviations of where it is expected, but for one draw in a million.
-DEVIATIONS = 5.0
+# Within so many standard deviations of where it is expected the k-th lowest hash is looked for first; in one stratum of
+# two thousand it is not there.
+DEVIATIONS = 3.5
 
 
 def blocks(rows: int) -> Iterator[slice]:
@@ -51,13 +52,16 @@ def as_ids(numbers: np.ndarray) -> Iterator[pa.Array]:
 class Numbers:
     """Numbers the different values that come, block by block: 0, 1, ... in the order in which they first come.
 
+    Args:
+        expected: about as many different values will come; more may.
+
     Attributes:
         values: uint64, the values by their numbers.
     """
 
-    def __init__(self) -> None:
-        self._slots = np.full(1 << 12, -1, np.int32)
-        self._values = np.empty(1 << 12, np.uint64)
+    def __init__(self, expected: int = 0) -> None:
+        self._slots = np.full(1 << max(expected, 1 << 10).bit_length() + 1, -1, np.int32)
+        self._values = np.empty(max(expected, 1 << 10), np.uint64)
         self._count = 0
 
     @property
@@ -131,7 +135,7 @@ def draw(
         of = stratum[kind[rows]]
         if (missing >= 0).all() and (missing <= np.bincount(of, minlength=len(sizes))).all():
             break
-        slack = np.full(len(sizes), np.inf)  # repeated ids: their hashes are not spread evenly
+        slack *= 100  # nor is it there where ids are repeated, whose hashes are not spread evenly
     order = np.lexsort((between, of))
     rows, of = rows[order], of[order]
     place = np.arange(len(rows)) - np.searchsorted(of, np.arange(len(sizes)))[of]

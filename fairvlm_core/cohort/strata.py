@@ -116,8 +116,13 @@ def _as_planned(batch: pa.RecordBatch, split: np.ndarray, times: np.ndarray, sch
     rows = rows_of(times)
     copies = np.arange(len(rows)) - np.repeat(np.cumsum(times, dtype=np.int64) - times, times)
     splits = pa.DictionaryArray.from_arrays(pa.array(split[rows], pa.int32()), pa.array(SPLITS))
-    taken = pc.take(batch, pa.array(rows), boundscheck=False)
-    columns = dict(zip(batch.schema.names, taken.columns, strict=True))
+    places = pa.array(rows)
+    columns = {
+        name: pa.nulls(len(rows), column.type)  # what a release does not publish need not be picked
+        if column.null_count == len(column)
+        else pc.take(column, places, boundscheck=False)
+        for name, column in zip(batch.schema.names, batch.columns, strict=True)
+    }
     columns["split"] = splits.cast(schema.field("split").type)
     columns["copy"] = pa.array(copies, schema.field("copy").type)
     return pa.RecordBatch.from_arrays([columns[name] for name in schema.names], schema=schema)

@@ -133,6 +133,7 @@ def write_batches(batches: Iterable[pa.RecordBatch], folder: Path, *, schema: pa
             schema,
             use_dictionary=[name for name in numbered if name.partition(".")[0] in schema.names],
             write_statistics=False,
+            write_batch_size=1 << 14,
             store_schema=False,  # it would say that these columns are no text
         ) as file,
     ):
