@@ -26,9 +26,9 @@ import pyarrow.parquet as pq
 from side_by_side import command, machine, one_thread, speedups, spread, take_turns
 from strata_parquet import SIDES, sampled
 
-from fairvlm_core.cohort.kinds import of_table, read_kinds, tally
+from fairvlm_core.cohort.kinds import cells, of_table, read_kinds, tally
 from fairvlm_core.cohort.sampling import rows_of
-from fairvlm_core.cohort.strata import balance, cells
+from fairvlm_core.cohort.strata import balance
 from fairvlm_core.cohort.table import SCHEMA, SPLITS, Task, cohort_table
 from fairvlm_core.steps.stratify import Config
 

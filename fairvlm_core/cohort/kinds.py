@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from math import prod
 
 import numpy as np
@@ -102,6 +103,19 @@ def read_kinds(source: Source, vocabularies: Mapping[str, Sequence[str]], *, whe
         begin += len(batch)
     codes = [np.arange(prod(radix) * 3**width)] if dense else [known.values.astype(np.int64) for known in numbers]
     return Kinds(kind, *_decoded(codes, words, vocabularies))
+
+
+def cells(kinds: Kinds, vocabularies: Mapping[str, Sequence[str]]) -> tuple[list[tuple[str, ...]], np.ndarray]:
+    """The cells and the place of each kind among them.
+
+    Returns:
+        The cells' group names, in the order of the vocabularies; and int64 [kinds], -1 where a group is unknown.
+    """
+    code, unknown = np.zeros(len(kinds.labels), np.int64), np.zeros(len(kinds.labels), bool)
+    for name, vocabulary in vocabularies.items():
+        code = code * len(vocabulary) + kinds.groups[name]
+        unknown |= kinds.groups[name] < 0
+    return list(product(*vocabularies.values())), np.where(unknown, -1, code)
 
 
 def number_patients(source: Source, key: np.uint64, *, where: str = "") -> tuple[np.ndarray, np.ndarray]:

@@ -83,6 +83,20 @@ class Numbers:
         return out
 
 
+def target_sizes(sizes: np.ndarray, *, oversample_cap: float = 1.3, majority_cap: float | None = 1.0) -> np.ndarray:
+    """How many rows each cell gets, given how many it has; an empty cell stays empty.
+
+    >>> target_sizes(np.array([10, 20, 40, 100, 0]))  # the median of the four is 30
+    array([13, 26, 30, 30,  0])
+    """
+    if not (sizes > 0).any():
+        return sizes
+    median = int(np.median(sizes[sizes > 0]))
+    fewer = sizes if majority_cap is None else np.minimum(sizes, int(majority_cap * median))
+    more = np.minimum(median, np.floor(oversample_cap * sizes).astype(np.int64))
+    return np.where(sizes > median, fewer, more)
+
+
 def allocate(sizes: np.ndarray, cell: np.ndarray, wanted: np.ndarray, phase: np.ndarray) -> np.ndarray:
     """How many to take of each stratum so that each cell gets what it shall, int64 [strata].
 

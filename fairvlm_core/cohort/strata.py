@@ -10,17 +10,26 @@ batch. So a table and a file are treated alike, and a file need not fit into mem
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import product
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fairvlm_core.cohort.kinds import Kinds, Source, at, number_patients, of_table, read_kinds, tally, tally_patients
-from fairvlm_core.cohort.sampling import allocate, as_ids, blocks, draw, key_of, rows_of
+from fairvlm_core.cohort.kinds import (
+    Kinds,
+    Source,
+    at,
+    cells,
+    number_patients,
+    of_table,
+    read_kinds,
+    tally,
+    tally_patients,
+)
+from fairvlm_core.cohort.sampling import allocate, as_ids, blocks, draw, key_of, rows_of, target_sizes
 from fairvlm_core.cohort.table import SPLITS, groups_of
 from fairvlm_core.errors import CohortError, ConfigError, nearest
 
@@ -252,33 +261,6 @@ def balance(
         wanted=np.append(wanted, 0),
     )
     return times
-
-
-def target_sizes(sizes: np.ndarray, *, oversample_cap: float = 1.3, majority_cap: float | None = 1.0) -> np.ndarray:
-    """How many rows each cell gets, given how many it has; an empty cell stays empty.
-
-    >>> target_sizes(np.array([10, 20, 40, 100, 0]))  # the median of the four is 30
-    array([13, 26, 30, 30,  0])
-    """
-    if not (sizes > 0).any():
-        return sizes
-    median = int(np.median(sizes[sizes > 0]))
-    fewer = sizes if majority_cap is None else np.minimum(sizes, int(majority_cap * median))
-    more = np.minimum(median, np.floor(oversample_cap * sizes).astype(np.int64))
-    return np.where(sizes > median, fewer, more)
-
-
-def cells(kinds: Kinds, vocabularies: Mapping[str, Sequence[str]]) -> tuple[list[tuple[str, ...]], np.ndarray]:
-    """The cells and the place of each kind among them.
-
-    Returns:
-        The cells' group names, in the order of the vocabularies; and int64 [kinds], -1 where a group is unknown.
-    """
-    code, unknown = np.zeros(len(kinds.labels), np.int64), np.zeros(len(kinds.labels), bool)
-    for name, vocabulary in vocabularies.items():
-        code = code * len(vocabulary) + kinds.groups[name]
-        unknown |= kinds.groups[name] < 0
-    return list(product(*vocabularies.values())), np.where(unknown, -1, code)
 
 
 def label_strata(labels: np.ndarray, counts: np.ndarray) -> np.ndarray:
