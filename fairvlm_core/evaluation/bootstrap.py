@@ -16,7 +16,7 @@ import numpy as np
 from scipy.special import ndtr, ndtri
 
 from fairvlm_core.errors import PredictionsError
-from fairvlm_core.evaluation.judgement import with_intersection
+from fairvlm_core.evaluation.judgement import GAPS, with_intersection
 from fairvlm_core.evaluation.metrics import groups_in
 from fairvlm_core.evaluation.predictions import Scores
 from fairvlm_core.evaluation.resampling import (
@@ -199,10 +199,10 @@ def replicates(scores: Scores, weights: Weights, resamples: int, *, min_cell: in
     if scores.kind == "multilabel":
         found["overall", "exact_match"] = _exact_match(scores, weights, resamples)
     for name, groups in attributes.items():
-        for metric in ("es_auc", "dpd", "eod", "tpr_gap", "fpr_gap"):
+        for metric, of_several in GAPS.items():
             told = [label.gaps[name][metric] for label in by_label if metric in label.gaps[name]]
             found["attributes", name, metric] = _mean(told, nothing)
-            worst = np.fmin if metric == "es_auc" else np.fmax
+            worst = np.fmin if of_several is min else np.fmax
             found["attributes", name, f"{metric}_worst"] = worst.reduce(told) if told else nothing
         for group, _ in groups:
             parts = [label.groups[name, group] for label in by_label]
@@ -228,7 +228,7 @@ def replicates(scores: Scores, weights: Weights, resamples: int, *, min_cell: in
         for metric, of, worst in (("worst_group_auc", "auc", np.fmin), ("worst_group_ece", "ece", np.fmax)):
             told = [found["attributes", name, "groups", str(group), of] for group, _ in groups]
             found["attributes", name, metric] = worst.reduce(told) if told else nothing
-    for metric in ("es_auc", "dpd", "eod", "tpr_gap", "fpr_gap"):
+    for metric in GAPS:
         told = [found["attributes", name, metric] for name in scores.groups]
         told = [values for values in told if not np.isnan(values).all()]
         found["across", metric, "mean"] = _mean(told, nothing)

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from fairvlm_core.compiled import compiled
+from fairvlm_core.evaluation.metrics import bins_of
 
 LANES = 64  # resamples that go through the rows together: a cache line of one-byte weights
 BINS = 15
@@ -126,7 +127,7 @@ def label_sums(
     told, said = (np.where(np.isnan(values), 2, values).astype(np.int64) for values in (truth, decision))
     place = (cell * 3 + told) * 3 + said
     surplus = (score - truth)[:known]
-    binned = (cell * BINS + np.searchsorted(np.arange(1, BINS) / BINS, score, side="right"))[:known]
+    binned = (cell * BINS + bins_of(score, BINS))[:known]
     by_row, positive = np.ascontiguousarray(codes.T.astype(np.int32)), truth == 1
 
     made = {name: np.empty((groups, resamples)) for name in Sums.__dataclass_fields__}
@@ -166,9 +167,8 @@ def _cells(codes: np.ndarray, groups: int) -> tuple[np.ndarray, np.ndarray]:
 @compiled
 def _drawn(people: int, seed: np.uint64, start: int) -> np.ndarray:
     """One block of the bootstrap, uint8 [people, LANES]: splitmix64 for each draw, started anew for each resample."""
-    lanes = 64
-    counts = np.zeros((lanes, people), dtype=np.uint8)
-    for lane in range(lanes):
+    counts = np.zeros((LANES, people), dtype=np.uint8)
+    for lane in range(LANES):
         state = (seed + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15) ^ (
             np.uint64(start + lane) * np.uint64(0xD1B54A32D192ED03)
         )
@@ -190,9 +190,9 @@ def _wins(rows: np.ndarray, ends: np.ndarray, positive: np.ndarray, codes: np.nd
     `ends` closes each run of equal scores. A view of a row for each loop over the lanes: so the compiler sees that
     they do not overlap, and takes several lanes at once.
     """
-    twice = np.zeros((groups, 64))
-    below = np.zeros((groups, 64))
-    weight = np.empty(64)
+    twice = np.zeros((groups, LANES))
+    below = np.zeros((groups, LANES))
+    weight = np.empty(LANES)
     start = 0
     for end in ends:
         # Of a positive among equal scores the negatives below it, and those up to its own score, count half each.
@@ -201,12 +201,12 @@ def _wins(rows: np.ndarray, ends: np.ndarray, positive: np.ndarray, codes: np.nd
             for i in range(start, end):
                 if positive[i]:
                     row = rows[i]
-                    for lane in range(64):
+                    for lane in range(LANES):
                         weight[lane] = row[lane] * (3.0 - rounds)
                     for c in range(codes.shape[1]):
                         if codes[i, c] >= 0:
                             won, beaten = twice[codes[i, c]], below[codes[i, c]]
-                            for lane in range(64):
+                            for lane in range(LANES):
                                 won[lane] += weight[lane] * beaten[lane]
                 elif turn == 0 and rounds == 1:
                     _add(below, rows[i], codes[i], weight)
@@ -221,22 +221,22 @@ def _wins(rows: np.ndarray, ends: np.ndarray, positive: np.ndarray, codes: np.nd
 @compiled
 def _add(below: np.ndarray, row: np.ndarray, codes: np.ndarray, weight: np.ndarray) -> None:
     """One more negative in its groups."""
-    for lane in range(64):
+    for lane in range(LANES):
         weight[lane] = row[lane]
     for code in codes:
         if code >= 0:
             beaten = below[code]
-            for lane in range(64):
+            for lane in range(LANES):
                 beaten[lane] += weight[lane]
 
 
 @compiled
 def _counted(block: np.ndarray, place: np.ndarray, places: int) -> np.ndarray:
     """Weights summed per place, [places, LANES]."""
-    found = np.zeros((places, 64))
+    found = np.zeros((places, LANES))
     for row in range(len(place)):
         total, weights = found[place[row]], block[row]
-        for lane in range(64):
+        for lane in range(LANES):
             total[lane] += weights[lane]
     return found
 
@@ -244,9 +244,9 @@ def _counted(block: np.ndarray, place: np.ndarray, places: int) -> np.ndarray:
 @compiled
 def _weighed(block: np.ndarray, place: np.ndarray, value: np.ndarray, places: int) -> np.ndarray:
     """Weights times values summed per place, [places, LANES]; of the first rows, as many as have a place."""
-    found = np.zeros((places, 64))
+    found = np.zeros((places, LANES))
     for row in range(len(place)):
         total, weights, factor = found[place[row]], block[row], value[row]
-        for lane in range(64):
+        for lane in range(LANES):
             total[lane] += weights[lane] * factor
     return found

@@ -72,6 +72,15 @@ def test_comparison_report_table_and_picture_are_written(inputs, tmp_path):
     assert found["models"]["stage2"]["calibration"] == judged["thresholds"]["calibration"] is not None
     assert metrics["stage1_test_auc"] == found["models"]["stage1"]["test"]["overall"]["auc"]
     assert metrics["selected"] == found["selected"]
+    others = {title for name, title in TITLES.items() if name != found["selected"]}
+    assert {row["model"] for row in found["contrasts"]} == others
+    areas = {model["title"]: model["test"]["overall"]["auc"] for model in found["models"].values()}
+    page = (tmp_path / "out" / "report.html").read_text()
+    for row in (row for row in found["contrasts"] if row["measure"] == "auc"):
+        difference = areas[TITLES[found["selected"]]] - areas[row["model"]]
+        assert row["difference"] == pytest.approx(difference, abs=1e-5)
+        assert row["low"] < row["difference"] < row["high"]
+        assert f"{row['difference']:+.3f}" in page
     assert Image.open(tmp_path / "out" / "tradeoff.png").size[0] > 900
     rows = (tmp_path / "out" / "table.md").read_text().splitlines()
     assert len([row for row in rows if row.startswith("| ")]) == 2 + 3 * 4  # sex, age group, race, and sex x age group

@@ -13,8 +13,10 @@ from PIL import Image
 
 from fairvlm_core.errors import FairVLMError, PredictionsError
 from fairvlm_core.evaluation.calibration import calibrate
+from fairvlm_core.evaluation.certainty import certainty
 from fairvlm_core.evaluation.metrics import equalized_odds_difference
 from fairvlm_core.evaluation.predictions import read_predictions, scores, write_predictions
+from fairvlm_core.evaluation.report.subjects import read_subject
 from fairvlm_core.steps import execute, tune_thresholds
 from fairvlm_core.steps.evaluate import Config
 
@@ -28,6 +30,42 @@ def predicted(folder, kind, **options):
 def evaluate(source, out, thresholds=None, **options):
     inputs = {"predictions": source, "thresholds": thresholds or source / "thresholds"}
     return execute("evaluate", Config(**options), inputs, {"out": out})
+
+
+def test_the_test_split_has_intervals_and_p_values_as_the_parameters_say(tmp_path):
+    source = predicted(tmp_path / "p", "binary")
+    found = {}
+    for name, options in {
+        "default": {},
+        "bca": {"interval": "bca"},
+        "seed": {"seed": 1},
+        "few": {"resamples": 100},
+    }.items():
+        evaluate(source, tmp_path / name, **options)
+        found[name] = json.loads((tmp_path / name / "evaluation.json").read_text())["test"]
+        method = options.get("interval", "percentile")
+        arguments = {"resamples": options.get("resamples", 1000), "seed": options.get("seed", 0)}
+        sure, chances = certainty(scores(read_predictions(tmp_path / name), "test"), method=method, **arguments)
+        assert found[name]["intervals"] == json.loads(json.dumps(sure))
+        assert found[name]["p_values"] == chances
+    assert len({json.dumps(judged["intervals"]["overall"]["auc"]) for judged in found.values()}) == 4
+    assert "intervals" not in json.loads((tmp_path / "default" / "evaluation.json").read_text())["validation"]
+
+
+def test_the_report_shows_the_intervals_that_evaluate_made(tmp_path):
+    source = predicted(tmp_path / "p", "binary")
+    evaluate(source, tmp_path / "out", interval="bca", seed=3)
+    told = json.loads((tmp_path / "out" / "evaluation.json").read_text())["test"]
+    shown = read_subject(tmp_path / "out", "model", "test", min_cell=10, sure=True)
+    assert shown.sure == told["intervals"]
+    assert shown.p_values == told["p_values"]
+    assert not read_subject(tmp_path / "out", "model", "test", min_cell=10).sure
+    # Where other groups are suppressed, their intervals must not be taken along.
+    fewer = read_subject(tmp_path / "out", "model", "test", min_cell=150, sure=True)
+    groups = fewer.judgement["attributes"]["age_group"]["groups"]
+    assert {name for name, group in groups.items() if group["auc"] is not None} == {
+        name for name, ends in fewer.sure["attributes"]["age_group"]["groups"].items() if ends["auc"]
+    }
 
 
 @pytest.mark.parametrize("kind", ["binary", "multiclass", "multilabel"])

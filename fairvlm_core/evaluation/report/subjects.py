@@ -73,13 +73,21 @@ class Subject:
 
 
 def read_subject(folder: Path, title: str, split: str, *, min_cell: int, sure: bool = False) -> Subject:
-    """One split of what evaluate wrote into a folder, under a title; with `sure`, its numbers have intervals."""
-    fixed = read_json(folder / "evaluation.json", made_by="evaluate")["thresholds"]
+    """One split of what evaluate wrote into a folder, under a title; with `sure`, its numbers have intervals.
+
+    They are those that evaluate made, unless other groups are suppressed here.
+    """
+    evaluation = read_json(folder / "evaluation.json", made_by="evaluate")
+    fixed, told = evaluation["thresholds"], evaluation.get(split, {})
     given = scores(read_predictions(folder), split)
     judgement = judge(given, min_cell=min_cell)
     how = HOW_ARGMAX if given.kind == "multiclass" else how_tuned(fixed.get("rule", "f1"), fixed.get("target"))
     subject = Subject(title, given, judgement, fixed["thresholds"], fixed.get("calibration"), how=how)
-    return with_intervals(subject) if sure else subject
+    if not sure:
+        return subject
+    if "intervals" in told and told["min_cell"] == min_cell:
+        return replace(subject, sure=told["intervals"], p_values=told["p_values"])
+    return with_intervals(subject)
 
 
 def with_intervals(subject: Subject) -> Subject:
