@@ -19,6 +19,7 @@ from PIL import Image
 
 from fairvlm_core.cohort.images import ImageStore
 from fairvlm_core.cohort.table import label_matrix
+from fairvlm_core.errors import CohortError
 from fairvlm_core.files import written
 
 FILE = "duplicates.csv"
@@ -271,3 +272,27 @@ def write_pairs(found: Duplicates, table: pa.Table, file: Path) -> None:
         header = [f"{name}_{side}" for name in names for side in ("a", "b")]
         writer.writerow([*header, "differing_bits", "identical", "labels_differ"])
         writer.writerows(zip(*columns, *(values.tolist() for values in told), strict=True))
+
+
+def read_pairs(file: Path) -> pa.Table:
+    """Read what `write_pairs` wrote: the columns sample_id_a, sample_id_b, patient_id_a and patient_id_b.
+
+    Raises:
+        CohortError: when a column is missing or the file is no such table.
+    """
+    from pyarrow import csv as arrow_csv
+
+    names = [f"{name}_{side}" for name in ("sample_id", "patient_id") for side in "ab"]
+    try:
+        return arrow_csv.read_csv(
+            file,
+            convert_options=arrow_csv.ConvertOptions(
+                column_types=dict.fromkeys(names, pa.string()), include_columns=names
+            ),
+        )
+    except (pa.ArrowInvalid, pa.ArrowKeyError):  # their texts quote the file, which names patients
+        raise CohortError(
+            "This is not a table of duplicate pictures.",
+            where=f"{file}, columns {', '.join(names)}",
+            mend="Run `fairvlm ingest` again.",
+        ) from None

@@ -29,13 +29,10 @@ from fairvlm_core.cohort.kinds import (
     tally,
     tally_patients,
 )
-from fairvlm_core.cohort.sampling import allocate, as_ids, blocks, draw, key_of, rows_of, target_sizes
+from fairvlm_core.cohort.sampling import allocate, blocks, draw, key_of, rows_of, target_sizes
+from fairvlm_core.cohort.splits import TRAIN, Patients, label_strata, leaking_rows, split_patients
 from fairvlm_core.cohort.table import SPLITS, groups_of
 from fairvlm_core.errors import CohortError, ConfigError, nearest
-
-# Combinations of labels with fewer rows than this are pooled: a stratum of two rows cannot be divided in proportion.
-RARE_COMBINATION = 10
-TRAIN = SPLITS.index("train")  # 0: what is drawn from
 
 
 @dataclass(frozen=True)
@@ -45,13 +42,16 @@ class Plan:
     Attributes:
         split: place in SPLITS, int8 [n].
         times: how often the row occurs in the result, int8 [n]; 0 where it is left out.
+        leaking: number of rows that are left out because their picture is also in a split nearer to test.
         cells: the group names of each cell, in the order of the vocabularies.
-        rows_before, rows_after: rows per split and cell, int64 [3, cells + 1], the last being of unknown group.
+        rows_before, rows_after: rows per split and cell, int64 [3, cells + 1], the last being of unknown group; those
+            that leak are not counted.
         patients_before, patients_after: the same for different patients.
     """
 
     split: np.ndarray
     times: np.ndarray
+    leaking: int
     cells: list[tuple[str, ...]]
     rows_before: np.ndarray
     rows_after: np.ndarray
@@ -79,17 +79,33 @@ def stratify(table: pa.Table, config: Any, *, where: str = "") -> pa.Table:
     return pa.Table.from_batches(batches, schema=planned_schema(source.schema))
 
 
-def plan(source: Source, config: Any, *, where: str = "") -> Plan:
-    """Read the columns that decide, and decide; the arguments and errors are those of `stratify`."""
+def plan(
+    source: Source,
+    config: Any,
+    *,
+    duplicates: pa.Table | None = None,
+    reference: Source | None = None,
+    where: str = "",
+) -> Plan:
+    """Read the columns that decide, and decide; config, errors and `where` are those of `stratify`.
+
+    Args:
+        duplicates: the pairs of rows that show the same picture, as `duplicates.read_pairs` read them.
+        reference: an earlier cohort whose patients keep their split.
+    """
     vocabularies = _vocabularies(source, config.attributes)
     _refuse_copies(source, where)
     kinds = read_kinds(source, {"split": SPLITS, **vocabularies}, where=where)
     names, cell = cells(kinds, vocabularies)
-    patient, hashes = number_patients(source, key_of(config.seed, "patients"), where=where)
-    split = split_patients(kinds, cell, patient, hashes, config, where=where)
-    del hashes  # ten million rows are planned in little memory
+    key = key_of(config.seed, "patients")
+    people = Patients(*number_patients(source, key, where=where), key)
+    split = split_patients(kinds, cell, people, config, duplicates=duplicates, reference=reference, where=where)
+    patient = people.of
+    del people  # and the hashes with them: ten million rows are planned in little memory
 
     once = np.ones(source.rows, np.int8)
+    leaking = np.empty(0, np.int64) if duplicates is None else leaking_rows(source, split, duplicates)
+    once[leaking] = 0
     before = tally(kinds, split, once)
     if not config.allow_empty_cells:
         _refuse_empty_cells(before[TRAIN], kinds, cell, names, config.attributes, where)
@@ -97,11 +113,12 @@ def plan(source: Source, config: Any, *, where: str = "") -> Plan:
     def ids() -> Iterator[pa.Array]:
         return (batch.column("sample_id") for batch in source.batches(["sample_id"]))
 
-    times = balance(kinds, cell, split, before[TRAIN], ids, config)
+    times = balance(kinds, cell, split, once, before[TRAIN], ids, config)
     shown, width = np.where(cell < 0, len(names), cell), len(names) + 1
     return Plan(
         split=split,
         times=times,
+        leaking=len(leaking),
         cells=names,
         rows_before=_per_cell(before, shown, width),
         rows_after=_per_cell(tally(kinds, split, times), shown, width),
@@ -142,76 +159,11 @@ def planned_schema(schema: pa.Schema) -> pa.Schema:
     return schema if "copy" in schema.names else schema.append(pa.field("copy", pa.int16(), nullable=False))
 
 
-def split_patients(
-    kinds: Kinds, cell: np.ndarray, patient: np.ndarray, hashes: np.ndarray, config: Any, *, where: str = ""
-) -> np.ndarray:
-    """Give every row a split such that no patient is in two, stratified by label and cell.
-
-    Official splits win: a patient with rows in validation or test stays there. A split that the release does not have
-    is carved out of the other patients (official training rows or no split); the rest of these becomes training.
-
-    Args:
-        kinds: of the rows; their groups hold the official `split`.
-        cell: of each kind, -1 where a group is unknown.
-        patient: of each row, int32 [n].
-        hashes: of each patient, uint64 [patients].
-        config: `validation_share` and `test_share`, of these patients (not of the rows); `seed`.
-        where: the cohort's file, for error messages.
-
-    Returns:
-        Place in SPLITS, int8 [n].
-
-    Raises:
-        CohortError: a patient in two official splits, or too few patients to split.
-    """
-    counts = tally(kinds, np.zeros(len(patient), np.int8), np.ones(len(patient), np.int8))[0]
-    official = kinds.groups["split"].astype(np.int8)
-    given = _split_of_patients(official, kinds.of, patient, len(hashes), where)
-    free = given <= TRAIN
-    remaining = everybody = int(free.sum())
-    shares = {"test": config.test_share, "validation": config.validation_share}
-    present = official[counts > 0]
-    shares = {name: share for name, share in shares.items() if share > 0 and SPLITS.index(name) not in present}
-    if shares and everybody <= len(shares):
-        raise CohortError(
-            f"There are {everybody} patients to divide into training and {' and '.join(shares)}.",
-            where=at(where, "column patient_id"),
-            mend="Give more patients, mark official splits in the column split, or set the share of a split to 0.",
-        )
-    given[free] = TRAIN
-    if shares:
-        stratum = _stratum_of_patients(kinds, cell, counts, patient, len(hashes))
-        sizes = np.bincount(stratum[free])
-        stratum[~free] = 0
-        phase = np.random.default_rng(config.seed)
-        one, strata = np.zeros(len(sizes), np.int64), np.arange(len(sizes))
-        for name, share in shares.items():
-            wanted = np.array([np.clip(round(share * everybody), 1, remaining - 1)])
-            taken = allocate(sizes, one, wanted, phase.integers(remaining, size=1))
-            chosen = np.zeros(len(given), np.int8)
-            draw(
-                lambda: as_ids(hashes),
-                key_of(config.seed, name),
-                stratum,
-                given,
-                chosen,
-                base=one.astype(np.int8),
-                stratum=strata,
-                sizes=sizes,
-                wanted=taken,
-            )
-            given[chosen > 0] = SPLITS.index(name)
-            sizes, remaining = sizes - taken, remaining - int(wanted[0])
-    split = np.empty(len(patient), np.int8)
-    for block in blocks(len(patient)):
-        split[block] = given[patient[block]]
-    return split
-
-
 def balance(
     kinds: Kinds,
     cell: np.ndarray,
     split: np.ndarray,
+    once: np.ndarray,
     counts: np.ndarray,
     ids: Callable[[], Iterable[pa.Array]],
     config: Any,
@@ -227,6 +179,7 @@ def balance(
         kinds: of the rows.
         cell: of each kind, -1 where a group is unknown.
         split: place in SPLITS, int8 [n].
+        once: 0 for a row that is left out, 1 for all others, int8 [n].
         counts: training rows of each kind, int64 [kinds].
         ids: gives the rows' sample ids in blocks, as often as it is called.
         config: `oversample_cap`; `majority_cap` (None keeps every row of the larger cells); `seed`.
@@ -248,12 +201,12 @@ def balance(
     # The rows of unknown group are the last stratum: all of them once, none once more.
     stratum = np.full(len(cell), len(pairs))
     stratum[used] = place
-    times = np.ones(len(split), np.int8)
+    times = once.copy()
     draw(
         ids,
         key_of(config.seed, "rows"),
         kinds.of,
-        split,
+        split | (once == 0),
         times,
         base=np.where(cell >= 0, whole[cell], 1).astype(np.int8),
         stratum=stratum,
@@ -261,73 +214,6 @@ def balance(
         wanted=np.append(wanted, 0),
     )
     return times
-
-
-def label_strata(labels: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Number the combinations of labels, int64 [kinds], in an order that does not depend on that of the kinds.
-
-    Combinations of several labels with fewer than `RARE_COMBINATION` rows are pooled by the rarest label they carry, or
-    into one stratum if they carry none.
-
-    Args:
-        labels: 0, 1 or 2 where unknown, [kinds, L].
-        counts: rows of each kind; a kind without rows is in the first stratum.
-    """
-    used = np.flatnonzero(counts)
-    values, combination = np.unique(labels[used], axis=0, return_inverse=True)
-    rows = np.bincount(combination, weights=counts[used], minlength=len(values))
-    stratum, width = np.arange(len(values)), labels.shape[1]
-    rare = rows < RARE_COMBINATION
-    if width > 1 and rare.any():
-        positives = values[rare] == 1
-        often = (rows[:, None] * (values == 1)).sum(axis=0)
-        rarest = np.where(positives, often, np.inf).argmin(axis=1)
-        stratum[rare] = len(values) + np.where(positives.any(axis=1), rarest, width)
-        stratum = np.unique(stratum, return_inverse=True)[1]
-    found = np.zeros(len(labels), np.int64)
-    found[used] = stratum[combination]
-    return found
-
-
-def _split_of_patients(
-    official: np.ndarray, kind: np.ndarray, patient: np.ndarray, patients: int, where: str
-) -> np.ndarray:
-    """The official split of each patient as a code, int8 [patients], -1 where no row has one."""
-    given = np.full(patients, -1, np.int8)
-    for block in blocks(len(patient)):
-        np.maximum.at(given, patient[block], official[kind[block]])
-    wrong = [np.empty(0, np.int64)]
-    for block in blocks(len(patient)):
-        own = official[kind[block]]
-        wrong.append(block.start + np.flatnonzero((own >= 0) & (own != given[patient[block]])))
-    rows = np.concatenate(wrong)
-    if len(rows):
-        person = patient[rows[0]]
-        other = np.flatnonzero((patient == person) & (official[kind] == given[person]))[0]
-        first, second = sorted((rows[0], other))
-        count = len(np.unique(patient[rows]))
-        raise CohortError(
-            f"{count} patient{'s are' if count > 1 else ' is'} in two splits, so training leaks into evaluation.",
-            where=at(where, f"rows {first} and {second}, column split"),
-            mend="Give all rows of a patient the same split, or leave their split empty.",
-        )
-    return given
-
-
-def _stratum_of_patients(
-    kinds: Kinds, cell: np.ndarray, counts: np.ndarray, patient: np.ndarray, patients: int
-) -> np.ndarray:
-    """One stratum per patient, int32, numbered label by label: the rarest one among the patient's rows."""
-    stratum = label_strata(kinds.labels, counts) * (cell.max(initial=0) + 2) + cell + 1
-    found, place = np.unique(stratum, return_inverse=True)
-    by_rarity = np.argsort(np.bincount(place, weights=counts), kind="stable").astype(np.int32)
-    rank = np.empty_like(by_rarity)
-    rank[by_rarity] = np.arange(len(found))
-    rank = rank[place]
-    lowest = np.full(patients, len(found), np.int32)
-    for block in blocks(len(patient)):
-        np.minimum.at(lowest, patient[block], rank[kinds.of[block]])
-    return by_rarity[lowest]
 
 
 def _per_cell(counts: np.ndarray, cell: np.ndarray, width: int) -> np.ndarray:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from fairvlm_core.cohort.strata import Plan
 
 INPUTS = {
-    "cohort": Port("Folder that ingest wrote."),
+    "cohort": Port("Folder that ingest wrote; a picture that is there twice comes into one split only."),
     "validation": Port("Folder that validate wrote: then only the cohort that passed is accepted.", optional=True),
 }
 OUTPUTS = {"out": Port("Folder to write: cohort.parquet, strata.json, strata.png.")}
@@ -37,6 +37,7 @@ class Config:
         0.15, "Share of the patients for validation, without an official one.", low=0, high=0.9
     )
     test_share: float = option(0.2, "Share of the patients for test, without an official one.", low=0, high=0.9)
+    reference: str = option("", "Folder of an earlier cohort that stratify wrote: its patients keep their split.")
     oversample_cap: float = option(1.3, "A small cell is repeated to at most this many times its rows.", low=1, high=10)
     majority_cap: float | None = option(
         1.0, "A large cell keeps this many times the median cell; none: all its rows.", low=1
@@ -61,33 +62,50 @@ class Config:
 
 def run(config: Config, inputs: dict[str, Path], outputs: dict[str, Path]) -> dict[str, Any]:
     """Write the balanced cohort, its counts per cell before and after, and their picture."""
+    from contextlib import ExitStack
+
+    from fairvlm_core.cohort.duplicates import FILE, read_pairs
     from fairvlm_core.cohort.kinds import of_file
     from fairvlm_core.cohort.strata import plan, planned, planned_schema
     from fairvlm_core.cohort.table import COHORT_FILE, SPLITS, open_cohort, write_batches
     from fairvlm_core.files import write_json
 
     file = inputs["cohort"] / COHORT_FILE if inputs["cohort"].is_dir() else inputs["cohort"]
-    with open_cohort(file) as opened:
+    pairs = file.parent / FILE
+    with ExitStack() as opened:
+        source = of_file(opened.enter_context(open_cohort(file)))
         if "validation" in inputs:
             _refuse_unvalidated(file, inputs["validation"])
-        source = of_file(opened)
-        decided = plan(source, config, where=str(file))
+        reference = of_file(opened.enter_context(open_cohort(_earlier(config)))) if config.reference else None
+        duplicates = read_pairs(pairs) if pairs.is_file() else None
+        decided = plan(source, config, duplicates=duplicates, reference=reference, where=str(file))
         write_batches(planned(source, decided), outputs["out"], schema=planned_schema(source.schema))
 
     strata = summary(decided, config.attributes, min_cell=config.min_cell)
     write_json(outputs["out"] / "strata.json", strata)
     _draw(strata, outputs["out"] / "strata.png")
     _print(strata)
+    if decided.leaking:
+        print(
+            f"{decided.leaking} images are left out: their picture is also in a split nearer to test "
+            f"({FILE} of the cohort lists them).",
+            flush=True,
+        )
     before, after = decided.rows_before, decided.rows_after
-    dropped = int((decided.times == 0).sum())
+    dropped = int((decided.times == 0).sum()) - decided.leaking
     return {
         "rows": int(after.sum()),
         "train_before": int(before[SPLITS.index("train")].sum()),
         **{name: int(counts.sum()) for name, counts in zip(SPLITS, after, strict=True)},
         "rows_dropped": dropped,
         "rows_repeated": int(after.sum()) - (int(before.sum()) - dropped),
+        "rows_leaking": decided.leaking,
         "cells": len(decided.cells),
-        **{f"{name}_unknown_group": int(counts[-1]) for name, counts in zip(SPLITS, before, strict=True)},
+        **{
+            f"{name}_unknown_group": strata["unknown"][key]
+            for name, key in zip(SPLITS, ("train_before", "validation", "test"), strict=True)
+            if strata["unknown"][key] is not None
+        },
     }
 
 
@@ -97,8 +115,9 @@ def summary(plan: Plan, attributes: tuple[str, ...], *, min_cell: int) -> dict[s
     Args:
         plan: what was done to the cohort.
         attributes: the groups whose combinations are the cells.
-        min_cell: the count of a cell with fewer patients is null. So that it cannot be had by subtraction from the
-            total, the next smallest cells are null too, until at least `min_cell` patients are hidden.
+        min_cell: the count of a cell with fewer patients, or of so few whose group is unknown, is null. So that it
+            cannot be had by subtraction from the total, the next smallest are null too, until at least `min_cell`
+            patients are hidden.
 
     Returns:
         `cells`: one mapping per cell with its groups and the numbers of images train_before, train_after, validation
@@ -114,7 +133,7 @@ def summary(plan: Plan, attributes: tuple[str, ...], *, min_cell: int) -> dict[s
         ("test", plan.rows_before, plan.patients_before, "test"),
     ):
         counts[key] = rows[SPLITS.index(name)]
-        hidden[key] = _hidden(patients[SPLITS.index(name)][:-1], min_cell)
+        hidden[key] = _hidden(patients[SPLITS.index(name)], min_cell)
     # The one would give away the other: a cell of 8 may become 10.
     hidden["train_before"] = hidden["train_after"] = hidden["train_before"] | hidden["train_after"]
     return {
@@ -125,13 +144,13 @@ def summary(plan: Plan, attributes: tuple[str, ...], *, min_cell: int) -> dict[s
             | {key: None if hidden[key][i] else int(values[i]) for key, values in counts.items()}
             for i, name in enumerate(plan.cells)
         ],
-        "unknown": {key: int(values[-1]) for key, values in counts.items()},
+        "unknown": {key: None if hidden[key][-1] else int(values[-1]) for key, values in counts.items()},
         "total": {key: int(values.sum()) for key, values in counts.items()},
     }
 
 
 def _hidden(patients: np.ndarray, min_cell: int) -> np.ndarray:
-    """Which cells to suppress, given their numbers of patients; an empty cell is nobody's."""
+    """Which counts to suppress, given their numbers of patients; an empty cell is nobody's."""
     hidden = (patients > 0) & (patients < min_cell)
     if hidden.any():
         for place in patients.argsort(kind="stable"):
@@ -139,6 +158,17 @@ def _hidden(patients: np.ndarray, min_cell: int) -> np.ndarray:
                 break
             hidden[place] = patients[place] > 0
     return hidden
+
+
+def _earlier(config: Config) -> Path:
+    path = Path(config.reference)
+    if not path.exists():
+        raise ConfigError(
+            "The earlier cohort does not exist.",
+            where=f"stratify.reference, {path}",
+            mend="Pass the folder that `fairvlm stratify` wrote for it, or leave it empty.",
+        )
+    return path
 
 
 def _refuse_unvalidated(file: Path, validation: Path) -> None:

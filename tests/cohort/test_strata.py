@@ -9,7 +9,8 @@ import pytest
 
 from fairvlm_core.cohort.kinds import of_table, read_kinds
 from fairvlm_core.cohort.sampling import target_sizes
-from fairvlm_core.cohort.strata import label_strata, plan, stratify
+from fairvlm_core.cohort.splits import label_strata
+from fairvlm_core.cohort.strata import plan, stratify
 from fairvlm_core.cohort.table import SCHEMA, SPLITS, Task, cohort_table
 from fairvlm_core.errors import CohortError, ConfigError
 from fairvlm_core.steps.stratify import Config

@@ -193,6 +193,79 @@ def test_what_is_published_of_small_cells_is_nothing(tmp_path, capsys):
     assert line.count("suppressed") == 2
 
 
+def of_unknown_group(count, split="train"):
+    """Patients without a sex, one image each."""
+    rows = [
+        {
+            "sample_id": f"unknown {split} {i}",
+            "patient_id": f"unknown {split} {i}",
+            "image": "i",
+            "labels": [0],
+            "age_group": "40+",
+            "split": split,
+            "source": "made",
+        }
+        for i in range(count)
+    ]
+    return cohort_table(rows, task=TASK, groups=GROUPS)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "unknown", "shown", "told"),
+    [
+        ((20, 30, 40, 50), 10, (40, 60, 80, 100), 10),
+        ((20, 30, 40, 50), 2, (None, 60, 80, 100), None),  # the total would give the two away
+        ((6, 30, 40, 50), 4, (None, 60, 80, 100), None),
+        ((6, 30, 40, 50), 12, (None, 60, 80, 100), None),  # and the twelve the six
+        ((20, 30, 40, 50), 0, (40, 60, 80, 100), 0),
+    ],
+)
+def test_a_few_of_unknown_group_are_suppressed_like_a_cell(tmp_path, capsys, sizes, unknown, shown, told):
+    table = pa.concat_tables([table_of(sizes), of_unknown_group(unknown), table_of((30, 30, 30, 30), "test")])
+    write_cohort(table, tmp_path)
+    config = Config(validation_share=0, oversample_cap=1, majority_cap=None)
+    metrics = execute("stratify", config, {"cohort": tmp_path}, {"out": tmp_path / "out"})
+    strata = json.loads((tmp_path / "out" / "strata.json").read_text())
+    assert tuple(cell["train_before"] for cell in strata["cells"]) == shown
+    assert strata["unknown"] == {"train_before": told, "train_after": told, "validation": 0, "test": 0}
+    assert metrics.get("train_unknown_group") == told
+    assert ("train_unknown_group" in metrics) == (told is not None)
+    line = next(line for line in capsys.readouterr().out.splitlines() if "unknown" in line)
+    assert line.count("suppressed") == (2 if told is None else 0)
+
+
+def test_a_picture_that_is_there_twice_is_in_one_split(tmp_path, capsys):
+    parts = [table_of((30, 30, 30, 30)), table_of((30, 30, 30, 30), "test")]
+    write_cohort(pa.concat_tables(parts), tmp_path)
+    rows = [part.to_pylist() for part in parts]
+    names = ("sample_id", "patient_id")
+    pairs = ["sample_id_a,sample_id_b,patient_id_a,patient_id_b"]
+    for i in (0, 7):
+        pairs.append(",".join(f'"{side[i][name]}"' for name in names for side in rows))
+    (tmp_path / "duplicates.csv").write_text("\n".join(pairs) + "\n")
+    config = Config(validation_share=0, oversample_cap=1, majority_cap=None)
+    metrics = execute("stratify", config, {"cohort": tmp_path}, {"out": tmp_path / "out"})
+    assert (metrics["rows_leaking"], metrics["rows_dropped"], metrics["rows_repeated"]) == (2, 0, 0)
+    left = set(read_cohort(tmp_path / "out").column("sample_id").to_pylist())
+    assert left == {row["sample_id"] for side in rows for row in side} - {rows[0][i]["sample_id"] for i in (0, 7)}
+    assert "2 images are left out" in capsys.readouterr().out
+    assert metrics["train_before"] == len(rows[0]) - 2
+
+
+def test_patients_of_an_earlier_cohort_keep_their_split(folder):
+    execute("stratify", Config(seed=1), {"cohort": folder}, {"out": folder / "first"})
+    config = Config(seed=2, reference=str(folder / "first"))
+    execute("stratify", config, {"cohort": folder}, {"out": folder / "second"})
+    first, second = (
+        dict(zip(*(read_cohort(folder / name).column(key).to_pylist() for key in ("patient_id", "split")), strict=True))
+        for name in ("first", "second")
+    )
+    assert all(second[patient] == split for patient, split in first.items() if patient in second)
+    with pytest.raises(ConfigError, match="does not exist") as caught:
+        execute("stratify", Config(reference="nowhere"), {"cohort": folder}, {"out": folder / "third"})
+    assert "stratify.reference" in caught.value.where
+
+
 def test_of_very_many_cells_the_picture_shows_some(tmp_path):
     places = tuple(f"{i}" for i in range(40))
     rows = [
