@@ -46,13 +46,13 @@ def warnings(card: Card) -> list[str]:
     across, between = (found.counts[name]["pairs"] for name in ("across splits", "between patients"))
     if across:
         told.append(
-            f"{_pairs(across)} of pictures that look the same lie in different splits, so a model may be tested on what"
-            f" it has seen in training. {DUPLICATES_FILE} lists them."
+            f"{_pairs(across)} of pictures that look the same lie in different splits, so a model might be tested on"
+            f" what it has seen in training. {DUPLICATES_FILE} lists them; stratify leaves the copy nearer to training out."
         )
     if between:
         told.append(
-            f"{_pairs(between)} of pictures that look the same belong to different patients, so splitting by patient"
-            f" does not keep them together. {DUPLICATES_FILE} lists them."
+            f"{_pairs(between)} of pictures that look the same belong to different patients, who may be one."
+            f" {DUPLICATES_FILE} lists them; stratify keeps such patients in one split."
         )
     if found.blank:
         told.append(f"{_pictures(found.blank)} nothing: all pixels have nearly the same value.")
