@@ -47,7 +47,8 @@ def warnings(card: Card) -> list[str]:
     if across:
         told.append(
             f"{_pairs(across)} of pictures that look the same lie in different splits, so a model might be tested on"
-            f" what it has seen in training. {DUPLICATES_FILE} lists them; stratify leaves the copy nearer to training out."
+            f" what it has seen in training. {DUPLICATES_FILE} lists them; stratify leaves out the copy nearer to"
+            " training."
         )
     if between:
         told.append(
