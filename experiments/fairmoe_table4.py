@@ -1,25 +1,26 @@
-"""Fair-MoE, Table 4: mixtures in the encoders (embedding) against mixtures behind them (feature).
+"""Fair-MoE, Table 4: what each term F of the fairness-oriented loss is worth; the mixtures stay.
 
 fairvlm experiment fairmoe_table4 --params params.yaml --out results/experiments
-
-With a mixture goes its term F; L_distance stays.
 """
 
 from __future__ import annotations
 
-from experiments.fairmoe import FULL, TOY, only
+from experiments.fairmoe import COLUMNS, FULL, TOY, undispersed
 from fairvlm_core.experiments.grid import Experiment
 
 EXPERIMENT = Experiment(
     name="fairmoe_table4",
-    title="Ablations of Fair-MoE: the kind of mixture",
+    title="Ablations of Fair-MoE: the dispersion terms",
     recipes=(
         FULL,
-        FULL.derive("embedding_only", "Embedding mixtures only", only("embedding")),
-        FULL.derive("feature_only", "Feature mixtures only", only("feature")),
+        FULL.derive("no_f_ei", "Without F_EI", undispersed("embedding_image")),
+        FULL.derive("no_f_et", "Without F_ET", undispersed("embedding_text")),
+        FULL.derive("no_f_fi", "Without F_FI", undispersed("feature_image")),
+        FULL.derive("no_f_ft", "Without F_FT", undispersed("feature_text")),
     ),
     reference=FULL.name,
     trained="fair_moe",
     apart=True,
     toy=TOY,
+    layout=COLUMNS,
 )

@@ -3,6 +3,10 @@
 fairlearn's `ThresholdOptimizer` is fitted on validation and applied to every split. Its decisions are randomised; here
 they are drawn once, from a seed, and written as scores that decide the same at 0.5, so that the usual evaluation judges
 them. Such scores carry a decision and no ranking: their AUC says nothing.
+
+A baseline only. To decide about a patient it must know the patient's group, so it needs the demographics at inference,
+which no model of this project reads there. It is therefore no step of the pipeline and nothing that can be
+registered, and the tables of the experiments mark it.
 """
 
 from __future__ import annotations

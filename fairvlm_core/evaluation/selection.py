@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fairvlm_core.errors import PredictionsError
@@ -41,6 +42,36 @@ def select(name: str, values: Mapping[str, float | None]) -> str:
             mend="Select by auc, name other attributes, or enlarge the validation split.",
         )
     return (min if name == "dto" else max)(known, key=known.__getitem__)
+
+
+def pareto_front(performance: Sequence[float | None], gap: Sequence[float | None]) -> list[bool]:
+    """Which of n models are on the Pareto front of performance (higher is better) against gap (lower is better).
+
+    A model is on it where no other has at least its performance and at most its gap, and one of them better. Models
+    that agree in both are on it together. A model that lacks one of the two (None or NaN) is not, and hides nobody.
+
+    Args:
+        performance: accuracy or AUC of each model, [n].
+        gap: DPD, EOD or the like of each model, [n].
+
+    Raises:
+        ValueError: when the two are not of the same length.
+
+    >>> pareto_front([0.80, 0.78, 0.75, 0.80, None], [0.10, 0.05, 0.07, 0.10, 0.01])
+    [True, True, False, True, False]
+    """
+    points = {
+        i: (float(best), float(worst))
+        for i, (best, worst) in enumerate(zip(performance, gap, strict=True))
+        if best is not None and worst is not None and not math.isnan(best) and not math.isnan(worst)
+    }
+    on, least, last = [False] * len(performance), math.inf, None
+    # From the best performance down, of equal ones the smallest gap first: only a smaller gap than all before is new.
+    for i, point in sorted(points.items(), key=lambda item: (-item[1][0], item[1][1])):
+        on[i] = point[1] < least or point == last
+        if on[i]:
+            least, last = point[1], point
+    return on
 
 
 def selection_figures(scores: Scores, criterion_name: str) -> dict[str, float]:

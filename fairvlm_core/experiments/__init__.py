@@ -9,10 +9,9 @@ from fairvlm_core.experiments.grid import Experiment
 
 # Name of the command -> module that holds its grid as `EXPERIMENT`.
 EXPERIMENTS = {
-    "fairmed_table2": "experiments.fairmed_table2",
-    "fairmed_table4": "experiments.fairmed_table4",
+    **{f"fairmed_table{number}": f"experiments.fairmed_table{number}" for number in range(2, 5)},
     **{f"fairmoe_table{number}": f"experiments.fairmoe_table{number}" for number in range(1, 7)},
-    "fairmoe_routing": "experiments.fairmoe_routing",
+    **{f"fairmoe_{name}": f"experiments.fairmoe_{name}" for name in ("settings", "routing")},
 }
 
 

@@ -28,6 +28,11 @@ CHAIN = (
 SEEDED = ("stage1", "stage2", "fair_moe")
 JUDGED = ("stage2", "fair_moe")
 MODEL = "model"
+# How a table is laid out: a block of rows for each method, a block for each attribute, or a column for each attribute.
+METHODS, ATTRIBUTES, WIDE = "methods", "attributes", "wide"
+OVERALL = ("accuracy", "auc")
+BY_ATTRIBUTE = ("es_auc", "dpd", "eod")
+ACROSS, WORST = "mean over attributes", "worst over attributes"
 
 Params = Mapping[str, Mapping[str, Any]]
 
@@ -63,6 +68,30 @@ class Recipe:
 
 
 @dataclass(frozen=True)
+class Layout:
+    """How a paper prints a table.
+
+    Attributes:
+        rows: `METHODS`, `ATTRIBUTES` or `WIDE`; the last has a column for each attribute.
+        metrics: the columns in their order, of `OVERALL` and `BY_ATTRIBUTE`; wide tables hold those by attribute only.
+        worst: whether the worst over the attributes stands beside the mean over them.
+    """
+
+    rows: str = METHODS
+    metrics: tuple[str, ...] = (*OVERALL, *BY_ATTRIBUTE)
+    worst: bool = False
+
+    def __post_init__(self) -> None:
+        known = {METHODS: (*OVERALL, *BY_ATTRIBUTE), ATTRIBUTES: (*OVERALL, *BY_ATTRIBUTE), WIDE: BY_ATTRIBUTE}
+        if self.rows not in known or not self.metrics or not set(self.metrics) <= set(known[self.rows]):
+            raise ConfigError(
+                f'There is no layout "{self.rows}" with the columns {", ".join(self.metrics)}.',
+                where="Layout",
+                mend="; ".join(f"{rows}: {', '.join(metrics)}" for rows, metrics in known.items()),
+            )
+
+
+@dataclass(frozen=True)
 class Experiment:
     """A table: its recipes, and the one that the others are tested against.
 
@@ -71,6 +100,7 @@ class Experiment:
         apart: whether there is a model for each attribute of that step's `attributes`, judged on that attribute, as in
             the paper of Fair-MoE; by default one model is trained for all of them and judged on every attribute.
         toy: "step.field" -> value, the size at which the whole experiment takes a minute.
+        layout: that of the paper's table.
     """
 
     name: str
@@ -80,6 +110,7 @@ class Experiment:
     trained: str = "stage2"
     apart: bool = False
     toy: Mapping[str, Any] = field(default_factory=dict)
+    layout: Layout = Layout()
 
     def __post_init__(self) -> None:
         names = [recipe.name for recipe in self.recipes]

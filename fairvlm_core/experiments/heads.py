@@ -13,6 +13,8 @@ from fairvlm_core.files import write_json
 
 POSTPROCESS = "postprocess"
 ADVERSARIAL_HEAD = "adversarial_head"
+# These decide by the group of whom they decide about, and so need the demographics of every new patient.
+READS_GROUPS = (POSTPROCESS,)
 
 
 def post_process(config: Mapping[str, Any], inputs: Mapping[str, Path], out: Path) -> None:

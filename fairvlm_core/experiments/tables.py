@@ -1,116 +1,37 @@
-"""The table of an experiment: mean and standard deviation over seeds, and the tests against the reference."""
+"""The table of an experiment as text, in the paper's layout: for a file as Markdown, and for the terminal."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from fairvlm_core.evaluation.report.words import attribute_name, number, parity
-from fairvlm_core.evaluation.significance import holm, paired_t_test
-from fairvlm_core.experiments.grid import Experiment, Recipe
+from fairvlm_core.experiments.grid import ACROSS, ATTRIBUTES, BY_ATTRIBUTE, METHODS, OVERALL, WIDE
 from fairvlm_core.experiments.heads import POSTPROCESS
+from fairvlm_core.experiments.summary import GAPS, about, front, in_one, measure, titles
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-OVERALL = ("accuracy", "auc")
-BY_ATTRIBUTE = ("es_auc", "dpd", "eod")
-RANKING = ("auc", "es_auc")  # what a randomised decision, which is no ranking, does not have
-ACROSS = "mean over attributes"
 LEVEL = 0.05
+FRONT = "Pareto front"
+READS = "†"  # marks a method that must know the patient's group when it decides
 
-# Attribute that a model is for (None: one model for all of them) -> the content of evaluation.json of each seed.
-Judged = Mapping[str | None, Sequence[Mapping[str, Any]]]
-Judgements = Mapping[str, Judged]
-
-
-def summarise(experiment: Experiment, found: Judgements, *, min_cell: int) -> dict[str, Any]:
-    """The content of the table, as JSON: null where a number does not exist, never NaN.
-
-    Every number is that of the test split; thresholds and epochs were chosen on validation. What evaluate suppressed or
-    could not judge is missing here, too. The family of a Holm correction is all the recipes that are compared with
-    the reference by the same measure (and attribute).
-
-    Args:
-        found: recipe -> attribute -> the content of evaluation.json of each seed, in the order of the seeds.
-
-    Returns:
-        experiment, title, reference, seeds, kind, labels, n, min_cell, apart, attributes; `recipes`: a list of {name,
-        title, overrides, head, measures}, the latter a list of {metric, attribute (null for overall), values (per
-        seed), mean, sd, n}; `tests`: a list of {recipe, metric, attribute, n, difference, sd, statistic, p_value,
-        p_holm, cohens_d}. Where each attribute has its own model, every measure belongs to an attribute, and
-        those of "mean over attributes" are means over the models.
-    """
-    models = found[experiment.reference]
-    first = next(iter(models.values()))[0]
-    single = [name for name in models if name is not None] if experiment.apart else list(first["test"]["attributes"])
-    attributes = [*single, *([ACROSS] if len(single) > 1 else [])]
-    measures: list[tuple[str, str | None]] = [] if experiment.apart else [(metric, None) for metric in OVERALL]
-    by_attribute = (*OVERALL, *BY_ATTRIBUTE) if experiment.apart else BY_ATTRIBUTE
-    measures += [(metric, attribute) for attribute in attributes for metric in by_attribute]
-    values = {
-        recipe.name: {measure: _values(recipe, found[recipe.name], *measure) for measure in measures}
-        for recipe in experiment.recipes
-    }
-    others = [recipe for recipe in experiment.recipes if recipe.name != experiment.reference]
-    tests: list[dict[str, Any]] = []
-    for metric, attribute in measures:
-        reference = _numbers(values[experiment.reference][metric, attribute])
-        family = [paired_t_test(_numbers(values[recipe.name][metric, attribute]), reference) for recipe in others]
-        for recipe, test, corrected in zip(others, family, holm([test.p_value for test in family]), strict=True):
-            numbers = {name: _json(value) for name, value in dataclasses.asdict(test).items()}
-            shown = {"recipe": recipe.name, "metric": metric, "attribute": attribute}
-            tests.append({**shown, **numbers, "n": test.n, "p_holm": _json(corrected)})
-    return {
-        "experiment": experiment.name,
-        "title": experiment.title,
-        "reference": experiment.reference,
-        "seeds": len(next(iter(models.values()))),
-        "kind": first["kind"],
-        "labels": first["labels"],
-        "n": first["test"]["n"],
-        "min_cell": min_cell,
-        "apart": experiment.apart,
-        "attributes": attributes,
-        "recipes": [
-            {
-                "name": recipe.name,
-                "title": recipe.title,
-                "overrides": {key: _plain(value) for key, value in recipe.overrides.items()},
-                "head": recipe.head,
-                "measures": [
-                    {"metric": metric, "attribute": attribute, **_described(values[recipe.name][metric, attribute])}
-                    for metric, attribute in measures
-                ],
-            }
-            for recipe in experiment.recipes
-        ],
-        "tests": tests,
-    }
-
-
-def measure(summary: Mapping[str, Any], recipe: str, metric: str, attribute: str | None = None) -> dict[str, Any]:
-    """One measure of one recipe: values, mean, sd, n."""
-    return next(
-        found
-        for described in summary["recipes"]
-        if described["name"] == recipe
-        for found in described["measures"]
-        if (found["metric"], found["attribute"]) == (metric, attribute)
-    )
-
-
-def titles(summary: Mapping[str, Any]) -> dict[str, str]:
-    """Title of each recipe by name, in the order of the table."""
-    return {recipe["name"]: recipe["title"] for recipe in summary["recipes"]}
+Summary = Mapping[str, Any]
+Cells = dict[tuple[str, str | None], str]  # metric, attribute (None: about everybody) -> the number as text
 
 
 def metric_name(metric: str, kind: str) -> str:
     """A metric as the reader sees it."""
     return {"accuracy": "accuracy", "auc": "AUC", "es_auc": "ES-AUC", "dpd": parity(kind)[0], "eod": "EOD"}[metric]
+
+
+def marked(summary: Summary) -> dict[str, str]:
+    """Title of each recipe by name, with a mark on those that read the demographics at inference."""
+    return {
+        recipe["name"]: recipe["title"] + (f" {READS}" if recipe["reads_groups"] else "")
+        for recipe in summary["recipes"]
+    }
 
 
 def spread(found: Mapping[str, Any], seeds: int) -> str:
@@ -125,27 +46,30 @@ def spread(found: Mapping[str, Any], seeds: int) -> str:
     return shown if found["n"] == seeds else f"{shown} ({found['n']} of {seeds})"
 
 
-def rows(summary: Mapping[str, Any]) -> list[list[str]]:
-    """The main table: a row per recipe and attribute; a star marks a significant difference from the reference."""
-    lines = []
-    for name, title in titles(summary).items():
-        for i, attribute in enumerate(summary["attributes"] or [None]):
-            overall = [_cell(summary, name, metric, attribute if summary["apart"] else None) for metric in OVERALL]
-            by = [_cell(summary, name, metric, attribute) if attribute else "–" for metric in BY_ATTRIBUTE]
-            shown = attribute_name(attribute) if attribute else "–"
-            once = [title, *overall] if i == 0 else ["", "", ""]  # what is said of a model, in the first of its rows
-            lines.append([once[0], shown, *overall, *by] if summary["apart"] else [*once, shown, *by])
-    return lines
+def heads(summary: Summary, layout: str | None = None) -> list[str]:
+    """Heads of the main table, or of another layout."""
+    names = {metric: metric_name(metric, summary["kind"]) for metric in (*OVERALL, *BY_ATTRIBUTE)}
+    rows = layout or summary["layout"]["rows"]
+    if rows == WIDE:
+        return ["method", "measure", *map(attribute_name, _with_numbers(summary))]
+    if rows == ATTRIBUTES:
+        return ["attribute", "method", *(names[metric] for metric in summary["layout"]["metrics"]), FRONT]
+    overall, by = ([names[metric] for metric in part] for part in (OVERALL, BY_ATTRIBUTE))
+    first = ["method", "attribute", *overall] if summary["apart"] else ["method", *overall, "attribute"]
+    return [*first, *by, FRONT]
 
 
-def heads(summary: Mapping[str, Any]) -> list[str]:
-    """Heads of the main table."""
-    overall, by = ([metric_name(metric, summary["kind"]) for metric in part] for part in (OVERALL, BY_ATTRIBUTE))
-    return ["method", "attribute", *overall, *by] if summary["apart"] else ["method", *overall, "attribute", *by]
+def rows(summary: Summary, layout: str | None = None) -> list[list[str]]:
+    """The main table, or another layout of it: a star marks a significant difference from the reference.
+
+    Under a recipe stand the numbers that were published for it, if there are any; not where the layout is another one.
+    """
+    make = {METHODS: _by_method, ATTRIBUTES: _by_attribute, WIDE: _wide}[layout or summary["layout"]["rows"]]
+    return make(summary, [] if layout else summary["published"])
 
 
-def markdown(summary: Mapping[str, Any]) -> str:
-    """Both tables as Markdown: the methods, and every test."""
+def markdown(summary: Summary) -> str:
+    """All tables as Markdown: that of the paper, all measures where it leaves some out, and every test."""
     named = titles(summary)
     tests = [
         [
@@ -160,41 +84,41 @@ def markdown(summary: Mapping[str, Any]) -> str:
         ]
         for test in summary["tests"]
     ]
+    parts = [f"# {summary['title']}", "", *_table(heads(summary), rows(summary)), "", caption(summary)]
+    for i, source in enumerate(summary["sources"], start=1):
+        parts += ["", f"[{i}] {source['citation']}. {source['note']}"]
+    if summary["layout"]["rows"] == WIDE:
+        parts += ["", "## All measures", "", *_table(heads(summary, METHODS), rows(summary, METHODS))]
     names = ["method", "measure", "attribute", "difference", "t", "p", "p (Holm)", "Cohen's d"]
-    main = _table(heads(summary), rows(summary), words=(0, heads(summary).index("attribute")))
-    parts = [f"# {summary['title']}", "", *main, "", caption(summary)]
-    parts += [
-        "",
-        f"## Each method minus {named[summary['reference']]}, paired over the seeds",
-        "",
-        *_table(names, tests, words=(0, 1, 2)),
-    ]
-    return "\n".join([*parts, ""])
+    against = f"## Each method minus {named[summary['reference']]}, paired over the seeds"
+    return "\n".join([*parts, "", against, "", *_table(names, tests), ""])
 
 
-def terminal(summary: Mapping[str, Any]) -> Table:
+def terminal(summary: Summary) -> Table:
     """The table for the terminal, narrow enough for it: of the attributes only the mean."""
     from rich import box
     from rich.table import Table
 
-    last = summary["attributes"][-1] if summary["attributes"] else None
+    last = in_one(summary)
     which = "All numbers here" if summary["apart"] else "ES-AUC and gaps"
     over = "" if last is None else f" {which}: {attribute_name(last)}."
     table = Table(box=box.SIMPLE_HEAD, caption=caption(summary) + over, caption_justify="left", pad_edge=False)
-    table.add_column("method")
+    named = marked(summary)
+    # No word of a title is cut: it would lose what tells it from others, or its mark.
+    table.add_column("method", min_width=max(len(word) for title in named.values() for word in title.split()))
     for metric in (*OVERALL, *BY_ATTRIBUTE):
         table.add_column(metric_name(metric, summary["kind"]), justify="right", min_width=7)
-    for name, title in titles(summary).items():
-        cells = [_cell(summary, name, metric, last if summary["apart"] else None) for metric in OVERALL]
+    for name, title in named.items():
+        cells = [_cell(summary, name, metric, about(summary, metric, last)) for metric in OVERALL]
         cells += ["–" if last is None else _cell(summary, name, metric, last) for metric in BY_ATTRIBUTE]
         table.add_row(title, *cells)
     return table
 
 
-def caption(summary: Mapping[str, Any]) -> str:
+def caption(summary: Summary) -> str:
     """How to read the table."""
     reference = titles(summary)[summary["reference"]]
-    seeds, cell = summary["seeds"], summary["min_cell"]
+    seeds, cell, kind = summary["seeds"], summary["min_cell"], summary["kind"]
     images = f"Test split, {summary['n']:,} images"
     if seeds > 1:
         sentences = [
@@ -213,8 +137,21 @@ def caption(summary: Mapping[str, Any]) -> str:
     ]
     if len(summary["labels"]) > 1:
         sentences.append("AUC and gaps are means over the labels, each against the rest.")
+    if summary["attributes"]:
+        gaps = " or ".join(metric_name(gap, kind) for gap in GAPS)
+        sentences.append(
+            f"{FRONT}: the gap ({gaps}) for which no other method is better in accuracy or gap and as good in the "
+            "other, by the means alone."
+        )
+    if any(recipe["reads_groups"] for recipe in summary["recipes"]):
+        sentences.append(f"{READS} needs the patient's demographics at inference, which no other method here does.")
     if any(recipe["head"] == POSTPROCESS for recipe in summary["recipes"]):
         sentences.append("Post-processed decisions are randomised and rank nobody, so they have no AUC.")
+    if summary["published"]:
+        sentences.append(
+            "Rows that begin with published are the papers' numbers for the same data set, with their models, splits "
+            "and thresholds; they were not tested against ours."
+        )
     return " ".join(sentences)
 
 
@@ -227,7 +164,92 @@ def p_text(value: float | None) -> str:
     return "–" if value is None else f"{value:.4f}" if value >= 1e-4 else f"{value:.1e}"
 
 
-def _cell(summary: Mapping[str, Any], recipe: str, metric: str, attribute: str | None) -> str:
+def _by_method(summary: Summary, published: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """A block for each method, with a row for each attribute."""
+    lines, apart = [], summary["apart"]
+
+    def block(title: str, attributes: Sequence[str | None], cell: Any, last: Any) -> None:
+        for i, attribute in enumerate(attributes):
+            overall = [cell(metric, about(summary, metric, attribute)) for metric in OVERALL]
+            by = [cell(metric, attribute) if attribute else "–" for metric in BY_ATTRIBUTE]
+            shown = attribute_name(attribute) if attribute else "–"
+            once = [title, *overall] if i == 0 else ["", "", ""]  # what is said of a model, in the first of its rows
+            front_of = "–" if attribute is None else last(attribute)
+            lines.append([once[0], shown, *overall, *by, front_of] if apart else [*once, shown, *by, front_of])
+
+    for name, title in marked(summary).items():
+        block(
+            title,
+            summary["attributes"] or [None],
+            lambda metric, attribute, name=name: _cell(summary, name, metric, attribute),
+            lambda attribute, name=name: _fronts(summary, name, attribute),
+        )
+        for words, numbers in _published(published, name):
+            named = [attribute for attribute in dict.fromkeys(key[1] for key in numbers) if attribute]
+            block(words, named or [None], lambda *key, numbers=numbers: numbers.get(key, "–"), lambda _: "–")
+    return lines
+
+
+def _by_attribute(summary: Summary, published: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """A block for each attribute, with a row for each method."""
+    lines, metrics = [], summary["layout"]["metrics"]
+    for attribute in summary["attributes"]:
+        shown = attribute_name(attribute)
+        for name, title in marked(summary).items():
+            cells = [_cell(summary, name, metric, about(summary, metric, attribute)) for metric in metrics]
+            lines.append([shown, title, *cells, _fronts(summary, name, attribute)])
+            shown = ""
+            for words, numbers in _published(published, name):
+                if any(key[1] == attribute for key in numbers):
+                    lines.append(["", words, *(numbers.get((metric, attribute), "–") for metric in metrics), "–"])
+    return lines
+
+
+def _wide(summary: Summary, published: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """A row for each method and measure, with a column for each attribute."""
+    attributes, lines = _with_numbers(summary), []
+    shown = {metric: metric_name(metric, summary["kind"]) for metric in summary["layout"]["metrics"]}
+    for name, title in marked(summary).items():
+        ours: Cells = {(metric, one): _cell(summary, name, metric, one) for metric in shown for one in attributes}
+        for words, numbers in ((title, ours), *_published(published, name)):
+            known = [metric for metric in shown if any((metric, one) in numbers for one in attributes)]
+            lines += [
+                [words if i == 0 else "", shown[metric], *(numbers.get((metric, one), "–") for one in attributes)]
+                for i, metric in enumerate(known)
+            ]
+    return lines
+
+
+def _with_numbers(summary: Summary) -> list[str]:
+    """The attributes for which some method has one of the measures of the layout: a wide table has no empty columns."""
+    return [
+        attribute
+        for attribute in summary["attributes"]
+        if any(
+            measure(summary, name, metric, attribute)["mean"] is not None
+            for name in titles(summary)
+            for metric in summary["layout"]["metrics"]
+        )
+    ]
+
+
+def _published(published: Sequence[Mapping[str, Any]], recipe: str) -> list[tuple[str, Cells]]:
+    """What was published for a recipe: for each source and model a title and its numbers."""
+    found: dict[tuple[int, str], Cells] = {}
+    for one in published:
+        if one["recipe"] == recipe:
+            cells = found.setdefault((one["source"], one["model"]), {})
+            cells[one["metric"], one["attribute"]] = spread({**one, "n": 0}, 0)
+    return [(f"published, {model} [{source + 1}]", cells) for (source, model), cells in found.items()]
+
+
+def _fronts(summary: Summary, recipe: str, attribute: str) -> str:
+    """The gaps for which a recipe is on the front of accuracy against them."""
+    on = [metric_name(gap, summary["kind"]) for gap in GAPS if recipe in front(summary, gap, attribute)]
+    return ", ".join(on) or "–"
+
+
+def _cell(summary: Summary, recipe: str, metric: str, attribute: str | None) -> str:
     """Mean and standard deviation, with a star where Holm's correction leaves the difference significant."""
     sure = any(
         test["p_holm"] is not None and test["p_holm"] < LEVEL
@@ -237,48 +259,12 @@ def _cell(summary: Mapping[str, Any], recipe: str, metric: str, attribute: str |
     return spread(measure(summary, recipe, metric, attribute), summary["seeds"]) + (" *" if sure else "")
 
 
-def _values(recipe: Recipe, found: Judged, metric: str, attribute: str | None) -> list[float | None]:
-    """A measure on the test split of every seed, from the model that it is about."""
-    if attribute == ACROSS and None not in found:
-        each = [_values(recipe, found, metric, one) for one in found]
-        return [_described(values)["mean"] for values in zip(*each, strict=True)]
-    tests = [evaluation["test"] for evaluation in found[None if None in found else attribute]]
-    if recipe.head == POSTPROCESS and metric in RANKING:
-        return [None] * len(tests)
-    if metric in OVERALL:
-        return [test["overall"][metric] for test in tests]
-    if attribute == ACROSS:
-        return [test["across"][metric]["mean"] for test in tests]
-    return [test["attributes"].get(attribute, {}).get(metric) for test in tests]
-
-
-def _numbers(values: Sequence[float | None]) -> np.ndarray:
-    return np.array([np.nan if value is None else value for value in values])
-
-
-def _described(values: Sequence[float | None]) -> dict[str, Any]:
-    known = np.array([value for value in values if value is not None])
-    return {
-        "values": list(values),
-        "mean": _json(known.mean()) if len(known) else None,
-        "sd": _json(known.std(ddof=1)) if len(known) > 1 else None,
-        "n": len(known),
-    }
-
-
-def _json(value: float) -> float | None:
-    """Every digit is kept: a p-value may be small."""
-    return None if np.isnan(value) else float(value)
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
-
-
 def _signed(value: float | None) -> str:
     return "–" if value is None else f"{value:+.3f}"
 
 
-def _table(names: Sequence[str], lines: Sequence[Sequence[str]], *, words: Sequence[int]) -> list[str]:
-    marks = ["---" if i in words else "---:" for i in range(len(names))]
+def _table(names: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
+    """A table as Markdown: words to the left, numbers to the right."""
+    words = ("method", "attribute", "measure", FRONT)
+    marks = ["---" if name in words else "---:" for name in names]
     return [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in (names, marks, *lines)]

@@ -8,7 +8,7 @@ import pytest
 from fairvlm_core.errors import PredictionsError
 from fairvlm_core.evaluation import CRITERIA
 from fairvlm_core.evaluation.predictions import Scores
-from fairvlm_core.evaluation.selection import criterion, select, selection_figures
+from fairvlm_core.evaluation.selection import criterion, pareto_front, select, selection_figures
 
 
 def judgement(auc, **attributes):
@@ -57,3 +57,43 @@ def test_the_logged_score_is_the_criterion_and_higher_is_better(name):
 def test_without_groups_the_area_selects():
     figures = selection_figures(scores({}), "es_auc")
     assert figures["score"] == figures["auc"] > 0.5
+
+
+def naive_front(performance, gap):
+    """Every model against every other."""
+    known = [a is not None and g is not None and a == a and g == g for a, g in zip(performance, gap, strict=True)]
+    return [
+        known[i]
+        and not any(
+            known[j]
+            and performance[j] >= performance[i]
+            and gap[j] <= gap[i]
+            and (performance[j] > performance[i] or gap[j] < gap[i])
+            for j in range(len(known))
+        )
+        for i in range(len(known))
+    ]
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_the_pareto_front_against_every_model_against_every_other(seed):
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(0, 12))
+    # Few values, so that many agree in one or both; some do not exist.
+    values = rng.integers(0, 4 if seed % 2 else 1000, (2, n)).astype(float) / 10
+    missing = rng.random((2, n))
+    performance, gap = (
+        [None if m < 0.1 else float("nan") if m < 0.15 else float(v) for v, m in zip(row, lost, strict=True)]
+        for row, lost in zip(values, missing, strict=True)
+    )
+    assert pareto_front(performance, gap) == naive_front(performance, gap)
+
+
+def test_the_pareto_front_at_its_edges():
+    assert pareto_front([], []) == []
+    assert pareto_front([None], [0.1]) == [False]
+    assert pareto_front([0.8, 0.8, 0.8], [0.1, 0.1, 0.2]) == [True, True, False]  # equal ones are on it together
+    assert pareto_front([0.7, 0.8], [0.1, 0.1]) == [False, True]  # as fair, and less accurate
+    assert pareto_front([0.9, 0.8], [0.3, None]) == [True, False]
+    with pytest.raises(ValueError, match="shorter"):
+        pareto_front([0.8, 0.7], [0.1])

@@ -103,37 +103,40 @@ def test_two_tables_in_one_folder_share_the_full_method():
         return {run.work["evaluate"].key for run in runs if run.recipe.name == recipe}
 
     assert keys("fairmed_table2", "fairmed_vlm") == keys("fairmed_table4", "fairmed_vlm")
+    for recipe in load_experiment("fairmed_table2").recipes:
+        assert keys("fairmed_table3", recipe.name) == keys("fairmed_table2", recipe.name)
     full = keys("fairmoe_table1", "fair_moe")
     assert len(full) == 2 * 2  # seeds and attributes
-    assert all(keys(f"fairmoe_table{number}", "fair_moe") == full for number in range(2, 7))
-    # What Table 2 leaves out makes methods that Table 1 has under their own names.
-    assert keys("fairmoe_table2", "no_experts") == keys("fairmoe_table1", "fairclip")
-    assert keys("fairmoe_table2", "no_dispersion") == keys("fairmoe_table1", "fairclip_experts")
+    others = [f"fairmoe_table{number}" for number in range(3, 7)]
+    assert all(keys(name, "fair_moe") == full for name in (*others, "fairmoe_settings"))
+    # Table 1 has the methods of Table 2, too, and without the terms F there is what Table 2 calls by another name.
+    assert keys("fairmoe_table2", "fairclip") == keys("fairmoe_table1", "fairclip")
+    experts = keys("fairmoe_table2", "fairclip_experts")
+    assert experts == keys("fairmoe_table1", "fairclip_experts") == keys("fairmoe_table3", "no_dispersion")
     assert not full & keys("fairmoe_routing", "fair_moe")  # there, one model is for all attributes
 
 
 F = ("embedding_image_weight", "embedding_text_weight", "feature_image_weight", "feature_text_weight")
 ABLATIONS = {
-    "fairmoe_table2": {
-        "Without FO-MoE (FairCLIP)": {"experts": 0, **dict.fromkeys(F, 0.0)},
+    "fairmoe_table3": {
         "Without dispersion (all F)": dict.fromkeys(F, 0.0),
         "Without L_distance": {"distance_weight": 0.0},
     },
-    "fairmoe_table3": {
+    "fairmoe_table4": {
         "Without F_EI": {"embedding_image_weight": 0.0},
         "Without F_ET": {"embedding_text_weight": 0.0},
         "Without F_FI": {"feature_image_weight": 0.0},
         "Without F_FT": {"feature_text_weight": 0.0},
     },
-    "fairmoe_table4": {
-        "Embedding mixtures only": {"places": ("embedding_image", "embedding_text")},
-        "Feature mixtures only": {"places": ("feature_image", "feature_text")},
-    },
     "fairmoe_table5": {
-        "Image side only": {"places": ("embedding_image", "feature_image")},
-        "Text side only": {"places": ("embedding_text", "feature_text")},
+        "Without embedding mixtures": {"places": ("feature_image", "feature_text")},
+        "Without feature mixtures": {"places": ("embedding_image", "embedding_text")},
     },
     "fairmoe_table6": {
+        "Without text mixtures": {"places": ("embedding_image", "feature_image")},
+        "Without image mixtures": {"places": ("embedding_text", "feature_text")},
+    },
+    "fairmoe_settings": {
         "Two experts": {"experts": 2},
         "Eight experts": {"experts": 8},
         "Capacity 0.5": {"capacity": 0.5},
@@ -160,6 +163,25 @@ def test_an_ablation_changes_what_its_title_says_and_nothing_else(name):
             whole = dataclasses.asdict(full[run.attribute][step].config)
             changes = {key: value for key, value in dataclasses.asdict(work.config).items() if value != whole[key]}
             assert changes == (ABLATIONS[name].get(run.recipe.title, {}) if step == "fair_moe" else {})
+
+
+def test_the_mixtures_are_all_that_table_2_adds_to_fairclip():
+    runs = {run.recipe.name: run for run in plan(load_experiment("fairmoe_table2"), {}, seeds=1)}
+    before, after = (
+        dataclasses.asdict(runs[name].work["fair_moe"].config) for name in ("fairclip", "fairclip_experts")
+    )
+    assert {key for key in before if before[key] != after[key]} == {"experts"}
+
+
+def test_the_tables_are_laid_out_as_in_the_papers():
+    layouts = {name: load_experiment(name).layout for name in EXPERIMENTS}
+    assert all(layouts[f"fairmoe_table{i}"].metrics[:4] == ("es_auc", "auc", "dpd", "eod") for i in (1, 2, 3))
+    assert all(layouts[f"fairmoe_table{i}"].rows == "attributes" for i in (1, 2, 3))
+    assert all(
+        (layouts[f"fairmoe_table{i}"].rows, layouts[f"fairmoe_table{i}"].metrics) == ("wide", ("es_auc",))
+        for i in (4, 5, 6)
+    )
+    assert (layouts["fairmed_table3"].rows, layouts["fairmed_table3"].metrics) == ("wide", ("dpd", "eod"))
 
 
 @EACH

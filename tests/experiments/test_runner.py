@@ -18,7 +18,7 @@ from fairvlm_core.experiments import load_experiment, runner
 from fairvlm_core.experiments.grid import changed
 from fairvlm_core.experiments.heads import ADVERSARIAL_HEAD, POSTPROCESS
 from fairvlm_core.experiments.runner import run_experiment
-from fairvlm_core.experiments.tables import measure
+from fairvlm_core.experiments.summary import measure
 from fairvlm_core.models import load
 from fairvlm_core.training.frozen import adversarial_head
 
@@ -80,9 +80,14 @@ def test_the_tables_are_those_of_the_evaluations(ran):
     assert written == json.loads(json.dumps(summary))
     assert (out / "smaller.md").read_text().startswith(f"# {GRID.title}")
     assert (out / "smaller.png").stat().st_size > 10_000
+    assert (out / "smaller-front.png").stat().st_size > 10_000
+    # A generated cohort is nobody's data set: the grid has the name of no table, and neither would it help.
+    assert (summary["dataset"], summary["published"], summary["sources"]) == ("generated", [], [])
     assert summary["reports"] == ["smaller.html"]
     page = (out / "smaller.html").read_text()
     assert all(recipe.title in page for recipe in GRID.recipes)
+    assert "Post-processed †" in page
+    assert "† needs the patient" in page
     for name, runs in summary["runs"].items():
         (run,) = runs
         assert (run["seed"], run["attribute"]) == (0, None)

@@ -10,10 +10,12 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from fairvlm_core.experiments.grid import Experiment, Recipe
+from fairvlm_core.errors import ConfigError
+from fairvlm_core.experiments.grid import ACROSS, ATTRIBUTES, WIDE, WORST, Experiment, Layout, Recipe
 from fairvlm_core.experiments.heads import POSTPROCESS
-from fairvlm_core.experiments.picture import draw
-from fairvlm_core.experiments.tables import ACROSS, caption, heads, markdown, measure, rows, spread, summarise, terminal
+from fairvlm_core.experiments.picture import draw, draw_front
+from fairvlm_core.experiments.summary import front, in_one, measure, summarise
+from fairvlm_core.experiments.tables import caption, heads, markdown, rows, spread, terminal
 
 FULL = Recipe("full", "Full", {"stage1.attributes": ("sex",)})
 GRID = Experiment(
@@ -34,7 +36,9 @@ def evaluation(values):
         attribute: dict(zip(names, (None if np.isnan(v) else float(v) for v in line[1:]), strict=True))
         for attribute, line in zip(("sex", "age_group"), values, strict=True)
     }
-    across = {name: {"mean": float(np.mean([a[name] or 0 for a in attributes.values()]))} for name in names}
+    known = {name: [a[name] or 0 for a in attributes.values()] for name in names}
+    worst = {"es_auc": min, "dpd": max, "eod": max}
+    across = {name: {"mean": float(np.mean(v)), "worst": worst[name](v)} for name, v in known.items()}
     overall = {"accuracy": float(values[1, 0]), "auc": float(values[0, 0])}
     test = {"n": 1234, "overall": overall, "attributes": attributes, "across": across}
     return {"kind": "binary", "labels": ["glaucoma"], "test": test}
@@ -99,7 +103,7 @@ def test_the_markdown_shows_all_of_it(summary):
     assert "Each method minus Full" in shown
     assert "5 seeds" in caption(summary)
     assert "fewer than 10 images" in caption(summary)
-    assert heads(summary)[-2:] == ["DPD", "EOD"]
+    assert heads(summary)[-3:] == ["DPD", "EOD", "Pareto front"]
     assert rows(summary)[2][:4] == ["", "", "", ACROSS]
 
 
@@ -202,14 +206,14 @@ def test_the_models_of_an_attribute_are_tested_against_each_other(apart):
     p = [stats.ttest_rel(*pair).pvalue for pair in pairs]
     assert [by["eod", "age_group", name]["p_value"] for name in ("a", "after")] == pytest.approx(p)
     assert by["eod", "age_group", "a"]["p_holm"] == pytest.approx(2 * p[0])
-    starred = [row[1] for row in rows(apart)[3:6] if row[-1].endswith("*")]
+    starred = [row[1] for row in rows(apart)[3:6] if row[-2].endswith("*")]
     assert "age group" in starred
     assert "sex" not in starred
     assert by["auc", ACROSS, "after"]["p_value"] is None  # randomised decisions still rank nobody
 
 
 def test_a_row_has_all_that_is_said_of_its_model(apart):
-    assert heads(apart) == ["method", "attribute", "accuracy", "AUC", "ES-AUC", "DPD", "EOD"]
+    assert heads(apart) == ["method", "attribute", "accuracy", "AUC", "ES-AUC", "DPD", "EOD", "Pareto front"]
     shown = rows(apart)
     assert [row[:2] for row in shown[:4]] == [["Full", "sex"], ["", "age group"], ["", ACROSS], ["A | B", "sex"]]
     auc = MODELS["full"]["age_group"][:, 0, 0]
@@ -239,3 +243,133 @@ def test_one_attribute_needs_no_mean(tmp_path):
     assert [row[1] for row in rows(made)] == ["sex"] * 3
     assert "mean over attributes" not in markdown(made)
     draw(made, tmp_path / "picture.png")
+
+
+FEW = RNG.normal(0.8, 0.05, (3, 3, 2, 4)).round(6)  # recipes, seeds, attributes, (auc, es_auc, dpd, eod)
+
+
+def laid_out(layout, *, apart=False):
+    """The table of a grid of the same recipes in another layout."""
+    named = dict(zip(VALUES, FEW, strict=True))
+    models = {
+        name: {None: [evaluation(seed) for seed in seeds]}
+        if not apart
+        else {attribute: [evaluation(seed) for seed in seeds] for attribute in ("sex", "age_group")}
+        for name, seeds in named.items()
+    }
+    return summarise(dataclasses.replace(GRID, apart=apart, layout=layout), models, min_cell=10), named
+
+
+def test_a_block_for_each_attribute_as_in_fair_moe():
+    made, named = laid_out(Layout(ATTRIBUTES, ("es_auc", "auc", "eod")), apart=True)
+    assert heads(made) == ["attribute", "method", "ES-AUC", "AUC", "EOD", "Pareto front"]
+    shown = rows(made)
+    assert [row[0] for row in shown] == ["sex", "", "", "age group", "", "", ACROSS, "", ""]
+    assert [row[1] for row in shown[3:6]] == ["Full", "A | B", "After †"]
+    es_auc = named["a"][:, 1, 1]
+    assert shown[4][2].startswith(f"{es_auc.mean():.3f} ± {es_auc.std(ddof=1):.3f}")
+    assert "## All measures" not in markdown(made)
+
+
+def test_a_column_for_each_attribute_and_all_measures_below():
+    made, named = laid_out(Layout(WIDE, ("dpd", "eod"), worst=True))
+    assert made["attributes"] == ["sex", "age_group", ACROSS, WORST]
+    assert in_one(made) == ACROSS
+    assert heads(made) == ["method", "measure", "sex", "age group", ACROSS, WORST]
+    shown = rows(made)
+    assert [row[:2] for row in shown] == [
+        [title if i == 0 else "", metric]
+        for title in ("Full", "A | B", "After †")
+        for i, metric in enumerate(("DPD", "EOD"))
+    ]
+    assert measure(made, "a", "eod", WORST)["values"] == named["a"][:, :, 3].max(axis=1).tolist()
+    worst = named["a"][:, :, 3].max(axis=1)
+    assert shown[3][5].startswith(f"{worst.mean():.3f} ± {worst.std(ddof=1):.3f}")
+    page = markdown(made)
+    assert page.index("## All measures") < page.index("## Each method minus")
+    auc = named["full"][:, 0, 0]
+    assert f"{auc.mean():.3f} ± {auc.std(ddof=1):.3f}" in page  # which the layout leaves out
+
+
+def test_the_worst_over_the_models_of_several_attributes():
+    made, named = laid_out(Layout(WIDE, ("es_auc",), worst=True), apart=True)
+    assert measure(made, "a", "es_auc", WORST)["values"] == named["a"][:, :, 1].min(axis=1).tolist()
+    assert measure(made, "a", "dpd", WORST)["values"] == named["a"][:, :, 2].max(axis=1).tolist()
+
+
+def test_a_wide_table_has_no_column_without_a_number():
+    values = {name: array.copy() for name, array in zip(VALUES, FEW, strict=True)}
+    for array in values.values():
+        array[:, 0, 2:] = np.nan  # nobody's gaps of sex
+    made = summarise(dataclasses.replace(GRID, layout=Layout(WIDE, ("dpd", "eod"))), found(values), min_cell=10)
+    assert heads(made) == ["method", "measure", "age group", ACROSS]
+    assert {len(row) for row in rows(made)} == {4}
+
+
+@pytest.mark.parametrize(("way", "metrics"), [("wide", ("auc",)), ("wide", ()), ("deep", ("eod",))])
+def test_a_layout_that_does_not_exist(way, metrics):
+    with pytest.raises(ConfigError, match="no layout"):
+        Layout(way, metrics)
+
+
+def dominated(points, i):
+    """By another of at least the accuracy and at most the gap, and not the same in both."""
+    return any(
+        a >= points[i][0] and gap <= points[i][1] and (a, gap) != points[i] for a, gap in points if a is not None
+    )
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_the_front_is_that_of_the_means_and_is_marked(apart):
+    made, named = laid_out(Layout(), apart=apart)
+    for attribute, place in (("sex", 0), ("age_group", 1)):
+        for gap, column in (("dpd", 2), ("eod", 3)):
+            points = [(values[:, 1, 0].mean(), values[:, place, column].mean()) for values in named.values()]
+            expected = [name for i, name in enumerate(named) if not dominated(points, i)]
+            assert front(made, gap, attribute) == expected
+    column = heads(made).index("Pareto front")
+    marks = [row[column] for row in rows(made)]
+    for i, name in enumerate(named):
+        expected = [metric.upper() for metric in ("dpd", "eod") if name in front(made, metric, "sex")]
+        assert marks[3 * i] == (", ".join(expected) or "–")
+    assert "Pareto front" in caption(made)
+
+
+def test_who_reads_the_demographics_is_marked_wherever_it_is_named(summary):
+    assert [recipe["reads_groups"] for recipe in summary["recipes"]] == [False, False, True]
+    assert rows(summary)[6][0] == "After †"
+    assert "† needs the patient's demographics at inference" in caption(summary)
+    from rich.console import Console
+
+    console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(terminal(summary))
+    assert "After †" in console.export_text()
+    nobody = dataclasses.replace(GRID, recipes=GRID.recipes[:2])
+    kept = {name: found()[name] for name in ("full", "a")}
+    assert "†" not in markdown(summarise(nobody, kept, min_cell=10))
+
+
+def test_no_word_of_a_title_is_cut_in_the_terminal():
+    from rich.console import Console
+
+    long = dataclasses.replace(
+        GRID, recipes=(*GRID.recipes[:2], FULL.derive("after", "Incomprehensibly post-processed", head=POSTPROCESS))
+    )
+    console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(terminal(summarise(long, found(), min_cell=10)))
+    shown = console.export_text()
+    assert "Incomprehensibly" in shown
+    assert "…" not in shown
+
+
+def test_the_picture_of_the_front(summary, apart, tmp_path):
+    for name, made in (("one", summary), ("apart", apart)):
+        draw_front(made, tmp_path / f"{name}.png")
+        width, height = Image.open(tmp_path / f"{name}.png").size
+        assert width > 2 * height
+    pictures = [np.asarray(Image.open(tmp_path / f"{name}.png").convert("RGB")) for name in ("one", "apart")]
+    # The line of the front is there in both, in its colour.
+    assert all((abs(picture.astype(int) - (0x7A, 0x87, 0x94)).sum(axis=2) < 30).sum() > 100 for picture in pictures)
+    nobody = {**summary, "attributes": []}
+    draw_front(nobody, tmp_path / "none.png")
+    assert not (tmp_path / "none.png").exists()
