@@ -29,12 +29,14 @@ PLACES = {
     "predict": (3, 0),
     "tune_thresholds": (3, 1),
     "evaluate": (3, 2),
+    "champion": (3, 3),
     "compare": (4, 1),
     "register": (4, 2),
 }
 HEADS = ("Cohort", "Base", "Training", "Judgement, per model", "Choice")
 WIDTH, HEIGHT, ACROSS, DOWN = 144, 46, 180, 76  # of a box, and from box to box
 LEFT, TOP = 18, 54
+ROUND = 12  # of the corner of an arrow that goes around
 FILLS = ("#e3eef8", "#ececec", "#e6f2e4", "#fbefd9", "#f3e6f3")
 
 Node = tuple[str, str]  # stage, and item of its matrix (or nothing)
@@ -113,14 +115,16 @@ def corner(stage: str) -> tuple[int, int]:
 
 
 def arrow(a: str, b: str) -> str:
-    """Straight down within a column, else from the right side to the left side of the next one."""
+    """Straight down within a column, else from the right side to the left side of the next one; farther, around."""
     (x0, y0), (x1, y1) = corner(a), corner(b)
+    x, end, row = x0 + WIDTH / 2, x1 - 2, y1 + HEIGHT // 2
     if x0 == x1:
-        x = x0 + WIDTH / 2
         return f"M{x} {y0 + HEIGHT} L{x} {y1 - 2}"
-    start, end, y0, y1 = x0 + WIDTH, x1 - 2, y0 + HEIGHT // 2, y1 + HEIGHT // 2
+    if x1 - x0 > ACROSS:
+        return f"M{x} {y0 + HEIGHT} L{x} {row - ROUND} Q{x} {row} {x + ROUND} {row} L{end} {row}"
+    start, y0 = x0 + WIDTH, y0 + HEIGHT // 2
     bend = (end - start) / 2
-    return f"M{start} {y0} C{start + bend} {y0} {end - bend} {y1} {end} {y1}"
+    return f"M{start} {y0} C{start + bend} {y0} {end - bend} {row} {end} {row}"
 
 
 def check(folders: dict[str, str], edges: set[tuple[str, str]]) -> None:
@@ -129,7 +133,9 @@ def check(folders: dict[str, str], edges: set[tuple[str, str]]) -> None:
         raise SystemExit(f"Give each stage of dvc.yaml a place in PLACES: {', '.join(folders.keys() ^ PLACES.keys())}.")
     for a, b in edges:
         (x0, y0), (x1, y1) = PLACES[a], PLACES[b]
-        if (x1 - x0, y1 - y0) != (0, 1) and x1 - x0 != 1:
+        around = {(x0, y) for y in range(y0 + 1, y1 + 1)} | {(x, y1) for x in range(x0, x1)}
+        free = x1 > x0 + 1 and y1 > y0 and not around & set(PLACES.values())
+        if (x1 - x0, y1 - y0) != (0, 1) and x1 - x0 != 1 and not free:
             raise SystemExit(f"The arrow from {a} to {b} would run through others: move one of them.")
 
 

@@ -13,6 +13,7 @@ import yaml
 from kfp import dsl, kubernetes
 
 from components.base_models.component import base_models
+from components.champion.component import champion
 from components.compare.component import compare
 from components.evaluate.component import evaluate
 from components.fair_moe.component import fair_moe
@@ -64,10 +65,11 @@ def graph(default: Mapping[str, Mapping[str, Any]]) -> Any:
         predict_params: dict = default["predict"],
         tune_thresholds_params: dict = default["tune_thresholds"],
         evaluate_params: dict = default["evaluate"],
+        champion_params: dict = default["champion"],
         compare_params: dict = default["compare"],
         register_params: dict = default["register"],
     ):
-        """Bring the dataset, prepare the cohort, train three models, judge and compare them, register the best.
+        """Bring the dataset, prepare the cohort, train three models, compare them and the champion, register the best.
 
         Args:
             fetch_dataset_repo: DVC repository of the release; empty for the generated cohort.
@@ -102,15 +104,20 @@ def graph(default: Mapping[str, Mapping[str, Any]]) -> Any:
             place(evaluated, "evaluate").set_display_name(f"evaluate-{name}")
             evaluations[name] = evaluated.outputs["out"]
 
+        # An alias can move between two runs, which a cache would not see.
+        judged = place(champion(params=champion_params, **data), "champion").set_caching_options(False)
+        evaluations["champion"] = judged.outputs["out"]
+
         compared = place(compare(params=compare_params, strata=cohort, **evaluations), "compare")
         registered = register(
             params=register_params, comparison=compared.outputs["out"], base=base, cohort=cohort, **models
         )
         # Where the registry is belongs to the cluster, not to a run; without the config map MLflow's own variables
         # hold.
-        kubernetes.use_config_map_as_env(
-            place(registered, "register"), "fairvlm", {"MLFLOW_TRACKING_URI": "MLFLOW_TRACKING_URI"}, optional=True
-        )
+        for task in (judged, place(registered, "register")):
+            kubernetes.use_config_map_as_env(
+                task, "fairvlm", {"MLFLOW_TRACKING_URI": "MLFLOW_TRACKING_URI"}, optional=True
+            )
 
     return fairvlm
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from kfp import dsl, kubernetes
 
 NODE_LABEL = "fairvlm.io/pool"
+STEP_LABEL = "fairvlm.io/step"
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,15 @@ STEP_POOLS = {
     "stage2": "gpu-large",
     "fair_moe": "gpu-small",
     "predict": "gpu-small",
+    "champion": "gpu-small",
 }
 
 
 def place(task: dsl.PipelineTask, step: str) -> dsl.PipelineTask:
     """Let a task ask for the pool of its step, and return the task."""
     pool = POOLS[STEP_POOLS.get(step, "cpu")]
+    # By this label the network policies of deploy/ know who may leave the cluster.
+    kubernetes.add_pod_label(task, STEP_LABEL, step)
     task.set_cpu_request(pool.cpu).set_cpu_limit(pool.cpu)
     task.set_memory_request(pool.memory).set_memory_limit(pool.memory)
     if pool.accelerator:

@@ -32,6 +32,7 @@ TEXTS = [
     ROOT / "benchmarks" / "README.md",
     ROOT / "datasets" / "README.md",
     ROOT / "components" / "README.md",
+    ROOT / "deploy" / "README.md",
 ]
 COMMANDS = {command.name or command.callback.__name__: command.callback for command in app.registered_commands}
 by_name = pytest.mark.parametrize("text", TEXTS, ids=lambda path: path.relative_to(ROOT).as_posix())

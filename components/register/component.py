@@ -18,14 +18,9 @@ def register(
     metrics: dsl.Output[dsl.Metrics],
 ):
     """Register the selected model in MLflow with the alias challenger."""
-    import os
+    from fairvlm_core.steps.call import require_server, run_step
 
-    from fairvlm_core.errors import FairVLMError
-    from fairvlm_core.steps.call import run_step
-
-    if not os.environ.get("MLFLOW_TRACKING_URI"):  # the step's own default is a file, which is gone with the pod
-        mend = "Set the key MLFLOW_TRACKING_URI in the config map fairvlm of the run's namespace."
-        raise FairVLMError("No MLflow server is configured.", where="MLFLOW_TRACKING_URI", mend=mend)
+    require_server()
     inputs = {
         "comparison": comparison.path,
         "base": base.path,

@@ -32,14 +32,19 @@ def base_reference(base: Path, family: str) -> dict[str, Any]:
     return {"family": family, "checkpoint": checkpoint, "sha256": _hashes(checkpoint)}
 
 
-def find_base(reference: Mapping[str, Any]) -> str:
+def find_base(reference: Mapping[str, Any], given: Path | None = None) -> str:
     """The base model of a reference, a folder or hub name: the one in FAIRVLM_BASE, else the one it names.
+
+    Args:
+        given: folder that `base_models` wrote; its base comes first, if the model was trained from these weights.
 
     Raises:
         CheckpointError: when it is missing, or its weights are not those that the model was trained from.
     """
-    given = os.environ.get(BASE_VARIABLE)
-    checkpoint = base_path(Path(given), reference["family"]) if given else reference["checkpoint"]
+    if given and (near := _same_weights(given, reference)):
+        return near
+    told = os.environ.get(BASE_VARIABLE)
+    checkpoint = base_path(Path(told), reference["family"]) if told else reference["checkpoint"]
     found = _hashes(checkpoint)
     for name, expected in reference["sha256"].items():
         if found.get(name) != expected:
@@ -49,6 +54,15 @@ def find_base(reference: Mapping[str, Any]) -> str:
                 mend=MEND,
             )
     return checkpoint
+
+
+def _same_weights(base: Path, reference: Mapping[str, Any]) -> str | None:
+    """The base model in a folder that `base_models` wrote, if its weights are those of the reference."""
+    try:
+        checkpoint = base_path(base, reference["family"])
+        return checkpoint if _hashes(checkpoint) == reference["sha256"] else None
+    except CheckpointError:  # that folder has no base of this family, which is no reason to stop
+        return None
 
 
 def _hashes(checkpoint: str) -> dict[str, str]:

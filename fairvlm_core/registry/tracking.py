@@ -58,7 +58,7 @@ def tracking(default: str) -> Iterator[str]:
         raise FairVLMError(
             f"MLflow refused this: {str(error).strip().splitlines()[0].replace(uri, shown)}",
             where=shown,
-            mend=f"Check {URI_VARIABLE}, that the server can be reached, and the parameters of register.",
+            mend=f"Check {URI_VARIABLE}, that the server can be reached, and the step's parameters.",
         ) from None
     finally:
         mlflow.set_tracking_uri(before)  # type: ignore[arg-type]  # None unsets it
@@ -205,7 +205,9 @@ def metrics(judged: Mapping[str, Any]) -> dict[str, float]:
 def register(model_uri: str, run_id: str, *, name: str, alias: str, tags: Mapping[str, str]) -> int:
     """Make a logged model the next version of `name` with its tags, and only then let the alias point to it."""
     client = mlflow.MlflowClient()
-    created = client.create_model_version(name, source=model_uri, run_id=run_id, tags=dict(tags))
+    # A server takes a logged model as a source only if it is also named by its id.
+    logged = model_uri.removeprefix("models:/")
+    created = client.create_model_version(name, source=model_uri, run_id=run_id, tags=dict(tags), model_id=logged)
     client.set_registered_model_alias(name, alias, created.version)
     return int(created.version)
 

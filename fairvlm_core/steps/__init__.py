@@ -32,6 +32,7 @@ STEPS = (
     "predict",
     "tune_thresholds",
     "evaluate",
+    "champion",
     "compare",
     "register",
 )

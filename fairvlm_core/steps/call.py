@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -55,6 +56,20 @@ def run_step(
             raise FairVLMError(f"The step {name} wrote no {file}.", where=str(source))
         shutil.copyfile(source, target)
     return result
+
+
+def require_server() -> None:
+    """Refuse to run in a pod without a server: the steps' own default is a file, which is gone with the pod.
+
+    Raises:
+        FairVLMError: when MLFLOW_TRACKING_URI is not set.
+    """
+    if not os.environ.get("MLFLOW_TRACKING_URI"):
+        raise FairVLMError(
+            "No MLflow server is configured.",
+            where="MLFLOW_TRACKING_URI",
+            mend="Set the key MLFLOW_TRACKING_URI in the config map fairvlm of the run's namespace.",
+        )
 
 
 def whole(value: Any) -> Any:

@@ -6,7 +6,6 @@ that of MLFLOW_TRACKING_URI, else a database in the working directory.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 from fairvlm_core.config import Port, check, option
 from fairvlm_core.errors import CheckpointError, ConfigError
+from fairvlm_core.registry import is_alias
 
 MODELS = ("stage1", "stage2", "fair_moe")
 INPUTS = {
@@ -40,7 +40,7 @@ class Config:
     def __post_init__(self) -> None:
         check(self)
         # MLflow would find out only after the version exists.
-        if not re.fullmatch(r"[\w-]+", self.alias) or re.fullmatch(r"(?i)v\d+|latest", self.alias):
+        if not is_alias(self.alias):
             raise ConfigError(
                 f'register.alias cannot be "{self.alias}".',
                 where="register.alias",
@@ -127,7 +127,7 @@ def _refuse_others(
 def _figures(inputs: Mapping[str, Path], name: str) -> list[Path]:
     """What a person would look at, as far as it is there."""
     comparison = [
-        inputs["comparison"] / file for file in ("report.html", "table.md", "comparison.json", "tradeoff.png")
+        inputs["comparison"] / file for file in ("report.html", "report.md", "comparison.json", "tradeoff.png")
     ]
     others = [inputs["cohort"] / "strata.png", inputs[name] / "history.png"]
     return [file for file in (*comparison, *others) if file.is_file()]

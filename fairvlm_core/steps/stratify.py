@@ -1,6 +1,7 @@
 """Split the patients, then balance the training rows over demographic cells (by default sex x age group).
 
-Official splits win; validation and test are never rebalanced.
+Official splits win; validation and test are never rebalanced. Patients whose pictures are the same (`duplicates.csv` of
+the cohort) come into one split.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from fairvlm_core.cohort.strata import Plan
 
 INPUTS = {
-    "cohort": Port("Folder that ingest wrote; a picture that is there twice comes into one split only."),
+    "cohort": Port("Folder that ingest wrote."),
     "validation": Port("Folder that validate wrote: then only the cohort that passed is accepted.", optional=True),
 }
 OUTPUTS = {"out": Port("Folder to write: cohort.parquet, strata.json, strata.png.")}

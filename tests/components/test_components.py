@@ -54,14 +54,14 @@ def test_function_needs_no_name_of_its_module(name, tmp_path):
     assert not outside.nonlocals
 
 
-def test_register_refuses_to_write_into_the_pod(monkeypatch, tmp_path):
-    from components.register.component import register
-
+@pytest.mark.parametrize("name", ["champion", "register"])
+def test_registry_in_the_pod_is_refused(name, monkeypatch, tmp_path):
+    component = getattr(importlib.import_module(f"components.{name}.component"), name)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    names = inspect.signature(register.python_func).parameters
+    names = inspect.signature(component.python_func).parameters
     ports = {name: SimpleNamespace(path=str(tmp_path / name)) for name in names if name != "params"}
     with pytest.raises(FairVLMError, match="config map"):
-        register.python_func(params={}, **ports)
+        component.python_func(params={}, **ports)
     assert not list(tmp_path.iterdir())
 
 

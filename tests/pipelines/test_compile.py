@@ -65,7 +65,18 @@ def test_training_and_prediction_ask_for_their_pool_and_nobody_else_for_a_gpu(do
         else:
             assert "nodeSelector" not in placed
             assert "tolerations" not in placed
-    assert accelerated == {*TRAINING, "predict"}
+    assert accelerated == {*TRAINING, "predict", "champion"}
+
+
+def test_the_champion_alone_is_judged_anew_in_each_run_and_it_knows_the_registry_as_register_does(documents):
+    spec, platforms = documents
+    kubernetes = platforms["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    cached = {step_of(spec, task): task["cachingOptions"].get("enableCache", False) for task in tasks(spec)}
+    assert {step for step, answer in cached.items() if not answer} == {"champion"}
+    told = {step_of(spec, task): kubernetes.get(executor_of(spec, task)[0], {}) for task in tasks(spec)}
+    informed = {step: placed["configMapAsEnv"] for step, placed in told.items() if "configMapAsEnv" in placed}
+    assert informed.keys() == {"champion", "register"}
+    assert informed["champion"] == informed["register"]
 
 
 def undeclared(spec):

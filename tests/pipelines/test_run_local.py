@@ -54,10 +54,12 @@ def test_the_whole_pipeline_runs_to_the_end(run, tmp_path):
     page = (run.folder / "compare" / "report").read_text()
     assert page == (run.folder / "compare" / "out" / "report.html").read_text()
     assert "<html" in page
-    assert (run.folder / "compare" / "table").read_text().startswith("|")
+    short = (run.folder / "compare" / "short").read_text()
+    assert short == (run.folder / "compare" / "out" / "report.md").read_text()
 
     from mlflow import MlflowClient
 
+    assert json.loads((run.folder / "champion" / "out" / "champion.json").read_text())["version"] is None
     client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
     (registered,) = client.search_registered_models()
     version = client.get_model_version_by_alias(registered.name, "challenger")

@@ -60,6 +60,19 @@ def test_another_base_is_refused(tmp_path, monkeypatch):
         find_base(reference)
 
 
+def test_a_given_base_comes_first_where_its_weights_are_the_same(tmp_path, monkeypatch):
+    reference = base_reference(write_base(tmp_path / "base"), "vlm")
+    same, other = write_base(tmp_path / "same"), write_base(tmp_path / "other", value=1.0)
+    monkeypatch.delenv("FAIRVLM_BASE", raising=False)
+    assert find_base(reference, same) == str(same / "llava")
+    assert find_base(reference, other) == str(tmp_path / "base" / "llava")
+    assert find_base({**reference, "family": "dual"}, same) == str(tmp_path / "base" / "llava")
+    shutil.rmtree(tmp_path / "base")
+    assert find_base(reference, same) == str(same / "llava")
+    with pytest.raises(CheckpointError, match="FAIRVLM_BASE"):
+        find_base(reference, other)
+
+
 def test_base_without_safetensors_is_refused(tmp_path):
     base = write_base(tmp_path / "base")
     for file in (base / "llava").iterdir():

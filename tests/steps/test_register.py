@@ -26,7 +26,7 @@ from fairvlm_core.evaluation.predictions import read_predictions
 from fairvlm_core.steps import execute
 from fairvlm_core.steps.register import INPUTS, Config
 
-REPORT = {"comparison.json", "report.html", "table.md", "tradeoff.png"}
+REPORT = {"comparison.json", "report.html", "report.md", "tradeoff.png"}
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,107 @@
+"""A registered version: which one an alias or a number means, and the files that `tracking.write_artifact` gave it.
+
+Both functions ask the server that is set: call them inside `tracking.tracking`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlflow
+from mlflow.exceptions import MlflowException
+
+from fairvlm_core.errors import CheckpointError, FairVLMError
+from fairvlm_core.registry.model import ARTIFACT
+from fairvlm_core.registry.tracking import SQLITE
+
+MISSING = "RESOURCE_DOES_NOT_EXIST"
+
+
+@dataclass(frozen=True)
+class Registered:
+    """One version of a registered model.
+
+    Attributes:
+        name: of the registered model.
+        number: of the version, as MLflow writes it: a text.
+        alias: by which it was found; none where its number was given.
+        run_id: of the run that logged it.
+        tags: what `register` wrote about it, and what people added.
+    """
+
+    name: str
+    number: str
+    alias: str | None
+    run_id: str | None
+    tags: dict[str, str]
+
+    @property
+    def uri(self) -> str:
+        """Its address: `models:/fairvlm/3`."""
+        return f"models:/{self.name}/{self.number}"
+
+
+def find(name: str, version: str) -> Registered | None:
+    """The version of the registered model `name` that an alias or a number means; None where the alias is not set yet.
+
+    A database file that does not exist is not created: it can hold no version.
+
+    Raises:
+        FairVLMError: when there is no version of that number.
+    """
+    database = SQLITE.fullmatch(mlflow.get_registry_uri())
+    there = database is None or Path(database[1]).is_file()
+    numbered = version.isdecimal()
+    number = version if numbered else _aliases(name).get(version) if there else None
+    if number is None:
+        return None
+    try:
+        found = mlflow.MlflowClient().get_model_version(name, number) if there else None
+    except MlflowException as error:
+        if error.error_code != MISSING:
+            raise
+        found = None
+    if found is None:
+        raise FairVLMError(
+            f"There is no version {number} of the registered model {name}.",
+            where=f"models:/{name}/{number}",
+            mend="Give the number of a version that the registry shows, or an alias.",
+        )
+    return Registered(name, number, None if numbered else version, found.run_id, dict(found.tags))
+
+
+def fetch(found: Registered, folder: Path) -> Path:
+    """Download a version's files into `folder`; returns the one that holds model/, thresholds.json and base.json.
+
+    Raises:
+        CheckpointError: when the files cannot be fetched or are gone, or `register` did not make this version.
+    """
+    try:
+        whole = mlflow.artifacts.download_artifacts(artifact_uri=found.uri, dst_path=str(folder))
+    except OSError as error:
+        raise CheckpointError(
+            f"The files of this version cannot be fetched ({type(error).__name__}).",
+            where=found.uri,
+            mend="Bring the artifact store back, or name another version.",
+        ) from None
+    artifact = Path(whole) / "artifacts" / ARTIFACT
+    if not artifact.is_dir():
+        raise CheckpointError(
+            "The files of this version are gone, or the step register did not make it.",
+            where=found.uri,
+            mend="Bring the artifact store back, name another version, or move the alias to one.",
+        )
+    return artifact
+
+
+def _aliases(name: str) -> dict[str, str]:
+    """Alias -> number of the version; none where the registered model does not exist."""
+    try:
+        return {
+            alias: str(number) for alias, number in mlflow.MlflowClient().get_registered_model(name).aliases.items()
+        }
+    except MlflowException as error:
+        if error.error_code != MISSING:
+            raise
+        return {}
