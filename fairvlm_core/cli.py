@@ -134,10 +134,10 @@ def report(
     predictions: Annotated[
         Path, typer.Argument(help="Predictions as Parquet or CSV, or the folder that holds predictions.parquet.")
     ],
-    out: Annotated[Path, typer.Option(help="The HTML file to write.")],
+    out: Annotated[Path, typer.Option(help="The file to write: .html, or .md for the short report in Markdown.")],
     min_cell: Annotated[int, typer.Option(help="Groups with fewer images than this are suppressed.")] = 10,
 ) -> None:
-    """Write a self-contained fairness report from anybody's predictions file."""
+    """Write a fairness report from anybody's predictions file: a self-contained page, or a short one in Markdown."""
     from fairvlm_core.evaluation.report import write_report
 
     write_report(predictions, out, min_cell=min_cell)

@@ -16,8 +16,9 @@ TITLES = {"stage1": "Stage 1", "stage2": "Stage 2", "fair_moe": "Fair-MoE"}
 INPUTS = {
     "strata": Port("Folder that stratify wrote."),
     **{name: Port(f"Folder that evaluate wrote for {title}.") for name, title in TITLES.items()},
+    "champion": Port("Folder that the step champion wrote.", optional=True),
 }
-OUTPUTS = {"out": Port("Folder to write: comparison.json, report.html, table.md, tradeoff.png.")}
+OUTPUTS = {"out": Port("Folder to write: comparison.json, report.html, report.md, tradeoff.png.")}
 
 
 @dataclass(frozen=True)
@@ -37,19 +38,20 @@ class Config:
 
 
 def run(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path]) -> dict[str, Any]:
-    """Write the comparison, its report, its table and the picture of accuracy against gap; print the table."""
+    """Write the comparison, its report, the short one and the picture of accuracy against gap; print the table."""
     from rich.console import Console
 
     from fairvlm_core.evaluation.attention import ATTENTION_FILE
-    from fairvlm_core.evaluation.contrasts import contrasts
-    from fairvlm_core.evaluation.report import COMPARISON_FILE, REPORT_FILE, write_comparison
+    from fairvlm_core.evaluation.contrasts import against_champion, contrasts
+    from fairvlm_core.evaluation.report import COMPARISON_FILE, write_comparison
+    from fairvlm_core.evaluation.report.content import Champion, Content, Selection
     from fairvlm_core.evaluation.report.pictures import tradeoff_picture
     from fairvlm_core.evaluation.report.subjects import read_subject, require_same_images
-    from fairvlm_core.evaluation.report.tables import markdown, summary_rows, summary_table
-    from fairvlm_core.evaluation.report.words import Selection
+    from fairvlm_core.evaluation.report.tables import summary_rows, summary_table
     from fairvlm_core.evaluation.selection import criterion, select
-    from fairvlm_core.files import read_json, write_json, written
+    from fairvlm_core.files import read_json, write_json
 
+    where = ", ".join(str(inputs[name]) for name in (*TITLES, "champion") if name in inputs)
     validation, test = (
         {
             name: read_subject(inputs[name], title, split, min_cell=config.min_cell, sure=split == "test")
@@ -58,7 +60,7 @@ def run(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path])
         for split in ("validation", "test")
     )
     for subjects in (validation, test):
-        require_same_images(list(subjects.values()), where=", ".join(str(inputs[name]) for name in TITLES))
+        require_same_images(list(subjects.values()), where=where)
     attributes = _attributes(config, validation["stage1"].judgement)
     values = {name: criterion(config.criterion, subject.judgement, attributes) for name, subject in validation.items()}
     selected = select(config.criterion, values)
@@ -84,23 +86,49 @@ def run(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path])
             for name, title in TITLES.items()
         },
         "contrasts": against,
-        "table": summary_rows({name: subject.judgement for name, subject in test.items()}),
     }
+    shown, champion = dict(test), None
+    known = _champion(inputs)
+    if known:
+        # It is judged like the others, but was never a candidate: validation has selected already.
+        title = f"Champion (version {known['version']})"
+        theirs = read_subject(inputs["champion"], title, "test", min_cell=config.min_cell, sure=True)
+        require_same_images([chosen, theirs], where=where)
+        told = against_champion(chosen.scores, theirs.scores, min_cell=config.min_cell)
+        shown["champion"], champion = theirs, Champion(title, known["same_cohort"], told)
+        of_model = {"title": title, "test": theirs.judgement, "thresholds": dict(theirs.thresholds)}
+        comparison["champion"] = {**known, **of_model, "contrasts": told}
+    comparison["table"] = summary_rows({name: subject.judgement for name, subject in shown.items()})
     out = outputs["out"]
     write_json(out / COMPARISON_FILE, comparison)
-    with written(out / "table.md") as partial:
-        partial.write_text(markdown(comparison), encoding="utf-8")
-    selection = Selection(
-        TITLES[selected], config.criterion, attributes, {TITLES[name]: value for name, value in values.items()}
+    drawn = {subject.title: inputs[name] / ATTENTION_FILE for name, subject in shown.items()}
+    content = Content(
+        title="Fairness of the compared models",
+        subjects=list(shown.values()),
+        split="test",
+        how=chosen.how,
+        selection=Selection(
+            TITLES[selected], config.criterion, attributes, {TITLES[name]: value for name, value in values.items()}
+        ),
+        against=against,
+        champion=champion,
+        strata=read_json(inputs["strata"] / "strata.json", made_by="stratify"),
+        pictures={title: path.read_bytes() for title, path in drawn.items() if path.is_file()},
     )
-    strata = read_json(inputs["strata"] / "strata.json", made_by="stratify")
-    drawn = {TITLES[name]: inputs[name] / ATTENTION_FILE for name in TITLES}
-    pictures = {title: path.read_bytes() for title, path in drawn.items() if path.is_file()}
-    more = {"strata": strata, "pictures": pictures, "against": against}
-    write_comparison(list(test.values()), out / REPORT_FILE, selection=selection, **more)
-    tradeoff_picture(list(test.values()), out / "tradeoff.png")
+    write_comparison(content, out)
+    tradeoff_picture(content.subjects, out / "tradeoff.png")
     Console().print(summary_table(comparison))
     return {"selected": selected, "criterion": config.criterion} | _flat(comparison)
+
+
+def _champion(inputs: Mapping[str, Path]) -> dict[str, Any] | None:
+    """What the step champion says of the model in use; none where there is none yet."""
+    from fairvlm_core.files import read_json
+
+    if "champion" not in inputs:
+        return None
+    known = read_json(inputs["champion"] / "champion.json", made_by="champion")
+    return known if known["version"] is not None else None
 
 
 def _attributes(config: Config, judgement: Mapping[str, Any]) -> list[str]:
@@ -119,12 +147,14 @@ def _attributes(config: Config, judgement: Mapping[str, Any]) -> list[str]:
 def _flat(comparison: Mapping[str, Any]) -> dict[str, float]:
     """Each model's test AUC, accuracy and mean gaps, under flat names; those that do not exist are absent."""
     values = {}
-    for name, model in comparison["models"].items():
+    champion = {"champion": comparison["champion"]} if "champion" in comparison else {}
+    for name, model in (comparison["models"] | champion).items():
         for metric in ("auc", "accuracy"):
             values[f"{name}_test_{metric}"] = model["test"]["overall"][metric]
         for metric in ("accuracy", "undecided"):
             values[f"{name}_test_answer_{metric}"] = model["test"].get("answers", {}).get(metric)
         for metric in ("es_auc", "dpd", "eod"):
             values[f"{name}_test_{metric}"] = model["test"]["across"][metric]["mean"]
-        values[f"{name}_validation_{comparison['criterion']['name']}"] = comparison["criterion"]["values"][name]
+    for name, value in comparison["criterion"]["values"].items():
+        values[f"{name}_validation_{comparison['criterion']['name']}"] = value
     return {key: value for key, value in values.items() if value is not None}

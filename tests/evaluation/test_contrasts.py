@@ -9,7 +9,7 @@ import pytest
 from test_bootstrap import predictions
 
 from fairvlm_core.evaluation.bootstrap import differences
-from fairvlm_core.evaluation.contrasts import MEASURES, contrasts
+from fairvlm_core.evaluation.contrasts import MEASURES, against_champion, contrasts
 from fairvlm_core.evaluation.judgement import judge
 from fairvlm_core.evaluation.significance import delong, holm
 
@@ -60,3 +60,30 @@ def test_what_cannot_be_compared_is_null():
     numbers = dict.fromkeys(("difference", "low", "high", "p_value", "p_holm"))
     assert found["eod"] == {"model": "other", "measure": "eod", **numbers}
     assert found["auc"]["low"] is not None
+
+
+def test_the_champion_is_a_family_of_its_own():
+    scores = predictions(ties=False)
+    champion = noisier(scores, 0.4)
+    found = against_champion(scores, champion, resamples=300)
+    attributes = list(scores.groups)
+    assert [(row["measure"], row["attribute"]) for row in found] == [
+        *((measure, None) for measure in MEASURES),
+        *(("worst_group_auc", attribute) for attribute in attributes),
+    ]
+    alike = contrasts(scores, {"champion": champion}, resamples=300)
+    for row, other in zip(found, alike, strict=False):
+        assert [row[key] for key in ("difference", "low", "high", "p_value")] == [
+            other[key] for key in ("difference", "low", "high", "p_value")
+        ]
+    one, other = judge(scores)["attributes"], judge(champion)["attributes"]
+    for row in found[len(MEASURES) :]:
+        worst = [judged[row["attribute"]]["worst_group_auc"] for judged in (one, other)]
+        assert row["difference"] == pytest.approx(worst[0] - worst[1], abs=1e-5)
+        assert row["low"] < row["high"]
+    # Holm by hand, over all the rows: the k-th smallest of m times m - k + 1, never smaller than the one before.
+    ordered = sorted(found, key=lambda row: row["p_value"])
+    least = 0.0
+    for k, row in enumerate(ordered):
+        least = max(least, min(row["p_value"] * (len(ordered) - k), 1.0))
+        assert row["p_holm"] == pytest.approx(least)

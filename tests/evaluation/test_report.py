@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import dataclasses
+import html
+import io
 import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from importlib import resources
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -18,10 +23,14 @@ import pytest
 from PIL import Image
 
 from fairvlm_core.errors import PredictionsError
+from fairvlm_core.evaluation.contrasts import against_champion, contrasts
 from fairvlm_core.evaluation.metrics import auc
 from fairvlm_core.evaluation.predictions import read_predictions, scores, write_predictions
 from fairvlm_core.evaluation.report import write_report
+from fairvlm_core.evaluation.report.against import champion_told
 from fairvlm_core.evaluation.report.belief import calibration_told
+from fairvlm_core.evaluation.report.content import Champion, Content, Selection
+from fairvlm_core.evaluation.report.page import page as page_of
 from fairvlm_core.evaluation.report.subjects import Subject, group_curves, group_reliability, subjects_in
 from fairvlm_core.evaluation.report.svg import ticks
 from fairvlm_core.evaluation.thresholds import add_decisions, tune
@@ -39,12 +48,49 @@ def two_models(kind: str) -> pa.Table:
     return pa.concat_tables([generated.table(kind, model="plain"), generated.table(kind, model="fair", bias=0.0)])
 
 
+def everything(kind: str, tmp_path: Path) -> Content:
+    """What compare would report at most: a selection, a champion, answers in words, pictures and the cohort."""
+    names = {"Stage 2": {"bias": 0.0}, "Fair-MoE": {}, "Champion (version 3)": {"skill": 1.0}}
+    tables = [generated.table(kind, model=name, **options) for name, options in names.items()]
+    answer = pa.array([None if i % 4 == 0 else i % 2 for i in range(len(tables[0]))], pa.int8())
+    tables[0] = tables[0].append_column("y_answer", answer)
+    table = pa.concat_tables(tables, promote_options="permissive")
+    path = write_predictions(table, tmp_path / "everything.parquet", kind=kind)
+    subjects, split, how = subjects_in(read_predictions(path), min_cell=10, where=path)
+    picture = io.BytesIO()
+    Image.new("RGB", (900, 300), (90, 20, 20)).save(picture, "png")
+    new, other, champion = subjects
+    counts = {"train_before": 1390, "train_after": 150}
+    cells = [{"sex": "male", "age_group": "40-59", **counts}, {"sex": "female", "age_group": "80+", **counts}]
+    return Content(
+        "Fairness of the compared models",
+        subjects,
+        split,
+        how,
+        selection=Selection(new.title, "es_auc", ["sex"], {new.title: 0.8, other.title: 0.7}),
+        against=contrasts(new.scores, {other.title: other.scores}),
+        champion=Champion(champion.title, False, against_champion(new.scores, champion.scores)),
+        strata={"attributes": ["sex", "age_group"], "cells": cells},
+        pictures={new.title: picture.getvalue()},
+    )
+
+
+SECTIONS = (
+    "Summary", "Against the champion", "Stage 2 against the others", "By attribute", "How well each group is ranked",
+    "ROC curves per group", "Groups within groups", "Accuracy against the gap between groups",
+    "Gaps at other thresholds", "How far the scores can be believed", "Answers in words", "Where the models look",
+    "The training cohort before and after balancing", "How decisions are made", "What is left out",
+    "What the words mean",
+)  # fmt: skip
+
+
 class Outline(HTMLParser):
-    """Tags that are open, headings, tables with captions, images without a name, and addresses."""
+    """Tags that are open, headings, landmarks, tables, what lacks a name, and addresses."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
-        self.open, self.headings, self.tables, self.captions, self.nameless, self.addresses = [], [], 0, 0, 0, []
+        self.open, self.headings, self.landmarks, self.addresses = [], [], [], []
+        self.tables, self.captions, self.nameless, self.scopeless, self.figures, self.figcaptions = 0, 0, 0, 0, 0, 0
         self.feed(page)
 
     def handle_starttag(self, tag, attrs):
@@ -52,11 +98,19 @@ class Outline(HTMLParser):
         self.addresses += [value for name, value in attrs if name in ("src", "href", "xlink:href", "data", "action")]
         self.tables += tag == "table"
         self.captions += tag == "caption"
+        self.figures += tag == "figure"
+        self.figcaptions += tag == "figcaption"
+        self.scopeless += tag == "th" and given.get("scope") not in ("col", "row")
+        self.nameless += tag == "img" and not given.get("alt")
+        # What the keyboard reaches must say what it is.
+        self.nameless += "tabindex" in given and not (given.get("role") and given.get("aria-label"))
+        if tag in ("header", "main", "nav"):
+            self.landmarks.append(tag)
         if tag in ("h1", "h2", "h3"):
             self.headings.append(tag)
         if tag == "svg":
             self.nameless += not (given.get("aria-hidden") or (given.get("role") == "img" and given.get("aria-label")))
-        if tag not in ("meta", "link", "br"):
+        if tag not in ("meta", "link", "br", "img"):
             self.open.append(tag)
 
     def handle_startendtag(self, tag, attrs):
@@ -73,11 +127,78 @@ def test_page_is_well_formed_named_and_self_contained(tmp_path, kind):
     assert outline.open == []
     assert outline.headings[0] == "h1"
     assert outline.headings.count("h1") == 1
+    assert set(outline.headings[1:]) == {"h2"}
+    assert outline.landmarks == ["header", "main", "nav"]
     assert outline.tables == outline.captions > 0
-    assert outline.nameless == 0
+    assert outline.figures == outline.figcaptions > 0
+    assert outline.nameless == outline.scopeless == 0
     assert all(address.startswith(("#", "data:text/csv;")) for address in outline.addresses)
     assert not re.search(r"https?://|@import|url\(|<script|<link|<iframe", page)
     assert "default-src 'none'" in page
+
+
+@pytest.mark.parametrize("kind", ["binary", "multiclass"])
+def test_a_whole_comparison_has_every_section_and_names_everything(tmp_path, kind):
+    page = page_of(everything(kind, tmp_path))
+    outline = Outline(page)
+    assert outline.open == []
+    # Where the class with the largest score is taken there is no threshold that could move.
+    expected = [name for name in SECTIONS if kind == "binary" or name != "Gaps at other thresholds"]
+    assert re.findall(r"<h2>(.*?)</h2>", page) == expected
+    assert re.findall(r'<li><a href="#s\d+">(.*?)</a>', page) == expected
+    assert outline.tables == outline.captions
+    assert outline.figures == outline.figcaptions
+    assert outline.nameless == outline.scopeless == 0
+    assert page.count('Stage 2 <span class="nb">(selected)</span>') == page.count("(selected)") == 1
+    linked = base64.b64decode(re.search(r'href="data:text/csv;charset=utf-8;base64,([^"]+)"', page).group(1)).decode()
+    assert "Stage 2 minus Champion (version 3),," in linked
+
+
+def test_words_against_the_champion_follow_the_corrected_tests(tmp_path):
+    content = everything("binary", tmp_path)
+    names = ("measure", "attribute", "difference", "p_holm")
+
+    def told(*rows, same_cohort=True):
+        rows = [{"low": None, "high": None, "p_value": None, **dict(zip(names, row, strict=True))} for row in rows]
+        champion = Champion("Champion (version 3)", same_cohort, rows)
+        return champion_told(dataclasses.replace(content, champion=champion))
+
+    start = "Against the champion (version 3), Stage 2 is"
+    assert told(("auc", None, 0.1, 0.04), ("eod", None, 0.1, 0.04)) == [
+        f"{start} better for accuracy (AUC +0.100), and worse for fairness (EOD +0.100)."
+    ]
+    assert told(("auc", None, 0.1, 0.06), ("dpd", None, -0.1, 0.01), ("es_auc", None, -0.2, 0.01)) == [
+        f"{start} not distinguishable for accuracy, and better for fairness (DPD -0.100), "
+        "but worse for fairness (ES-AUC -0.200)."
+    ]
+    worst = [("worst_group_auc", name, 0.1, 0.01) for name in ("sex", "age_group")]
+    assert "(worst group AUC by sex +0.100 and by age group +0.100)" in told(("auc", None, 0.1, 0.5), *worst)[0]
+    assert "not comparable for fairness" in told(("auc", None, 0.1, 0.5), ("eod", None, None, None))[0]
+    assert "flatter" in told(("auc", None, 0.1, 0.5), same_cohort=False)[1]
+    assert champion_told(dataclasses.replace(content, champion=None)) == []
+
+
+def test_colours_can_be_told_from_the_ground_in_light_and_dark():
+    """WCAG 2.2: text 4.5 to 1, what is drawn 3 to 1, and the numbers on the map wherever its colour is strongest."""
+    style = resources.files("fairvlm_core.evaluation.report").joinpath("style.css").read_text()
+    schemes = [dict(re.findall(r"--(\w+): #(\w{6});", part)) for part in style.split("}")[:2]]
+
+    def ratio(one, other):
+        levels = []
+        for colour in (one, other):
+            linear = np.where(colour <= 0.04045, colour / 12.92, ((colour + 0.055) / 1.055) ** 2.4)
+            levels.append(linear @ [0.2126, 0.7152, 0.0722] + 0.05)
+        return max(levels) / min(levels)
+
+    for scheme in schemes:
+        colours = {name: np.array(list(bytes.fromhex(value))) / 255 for name, value in scheme.items()}
+        for ground in ("ground", "panel"):
+            for name in ("ink", "soft", "accent"):
+                assert ratio(colours[name], colours[ground]) >= 4.5, (name, ground)
+        for name in ("c0", "c1", "c2", "c3", "c4", "c5", "c6"):
+            assert ratio(colours[name], colours["ground"]) >= 3, name
+        strongest = 0.58 * colours["c1"] + 0.42 * colours["ground"]
+        assert ratio(colours["ink"], strongest) >= 4.5
 
 
 @pytest.mark.parametrize("kind", ["binary", "multilabel"])
@@ -117,6 +238,34 @@ def test_names_from_the_data_are_escaped(tmp_path):
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
     assert 'onload="x' not in page
     assert "<b>" not in page
+
+
+def test_a_name_ending_with_md_gives_the_short_report_and_nothing_else(tmp_path):
+    """What is named is written; a page beside it could replace somebody's file."""
+    table = two_models("binary")
+    page = report(tmp_path, table, "binary")
+    write_report(tmp_path / "predictions.parquet", tmp_path / "short.md")
+    assert {path.name for path in tmp_path.iterdir()} == {"predictions.parquet", "report.html", "short.md"}
+    text = (tmp_path / "short.md").read_text()
+    given = scores(table.filter(pc.equal(table.column("model"), "fair")), "test")
+    area = auc(given.y_true[:, 0], given.y_score[:, 0])
+    (row,) = re.findall(r"^\| fair \| 0.*$", text, re.M)
+    assert f" | {area:.3f} (" in row
+    assert "| race | Pacific Islander | <10 | – | – |" in text
+    assert "- Race: Asian cannot be judged on glaucoma: no positives." in text
+    lead = re.search(r"^\*\*(.*?)\*\*", text, re.M).group(1)
+    assert f">{lead}<" in page
+    assert "ends with .html" in text
+    assert "champion" not in text
+
+
+def test_names_from_the_data_are_no_markdown(tmp_path):
+    table = generated.table("binary", model="![x](http://a.invalid/x.png) | <b>*it*\n# y")
+    path = write_predictions(table, tmp_path / "predictions.parquet", kind="binary")
+    write_report(path, tmp_path / "short.md")
+    text = (tmp_path / "short.md").read_text()
+    assert r"!\[x\](http://a.invalid/x.png) \| \<b>\*it\* # y" in text
+    assert not re.search(r"(?<!\\)\[|(?<!\\)<[a-z]|^# y", text, re.M)
 
 
 def test_small_groups_are_not_published(tmp_path):
@@ -255,7 +404,7 @@ def test_a_file_without_attributes_has_a_reliability_curve_of_all_images(tmp_pat
     assert "all images (n = 900)" in page
     assert "tenths with fewer than 10 images are not drawn" in page
     assert "Worst group ECE" not in page
-    assert 'aria-label="Reliability of model."' in page
+    assert 'aria-label="Reliability of model; ECE: ' in page
 
 
 def test_the_page_says_how_the_scores_were_calibrated_and_which_were_not(tmp_path):
@@ -288,37 +437,105 @@ def test_ticks_are_few_and_cover_the_values(low, high):
     assert 1 <= len(marks) - 1 <= 7 or low == high
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
-def test_chromium_shows_the_page_without_errors_or_requests(tmp_path):
-    page = report(tmp_path, two_models("multiclass"), "multiclass")
-    log = tmp_path / "net.json"
+@pytest.fixture
+def browser(tmp_path):
+    """Open a page in Chromium with more flags: the finished process."""
+    if CHROMIUM is None:
+        pytest.skip("Chromium is not installed")
     flags = [
         "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
         "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--enable-logging=stderr", "--v=0",
-        "--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={tmp_path / 'profile'}", f"--log-net-log={log}",
-        "--window-size=1200,2400", f"--screenshot={tmp_path / 'shot.png'}",
+        "--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={tmp_path / 'profile'}",
     ]  # fmt: skip
 
-    def show(name: str, text: str) -> tuple[set[str], str]:
-        """Hosts asked for on the page's behalf, and what the browser logged."""
-        (tmp_path / f"{name}.html").write_text(text)
-        command = [CHROMIUM, *flags, (tmp_path / f"{name}.html").as_uri()]
+    def show(text: str, *more: str) -> subprocess.CompletedProcess[str]:
+        (tmp_path / "shown.html").write_text(text)
+        command = [CHROMIUM, *flags, *more, (tmp_path / "shown.html").as_uri()]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr
+        return done
+
+    return show
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_chromium_shows_the_page_without_errors_or_requests(tmp_path, browser, scheme):
+    page = page_of(everything("multilabel", tmp_path))
+    log, shot = tmp_path / "net.json", tmp_path / "shot.png"
+    preferred = {"dark": 0, "light": 1}[scheme]
+
+    def show(text: str) -> tuple[set[str], str]:
+        """Hosts asked for on the page's behalf, and what the browser logged."""
+        done = browser(
+            text,
+            f"--log-net-log={log}",
+            "--window-size=1200,2400",
+            f"--screenshot={shot}",
+            f"--blink-settings=preferredColorScheme={preferred}",
+        )
         hosts = set(re.findall(r'"url":"https?://([^"/:]+)', log.read_text()))
         # The browser itself looks for updates, whatever it shows; the resolver rule above lets none of it out.
         return {host for host in hosts if not host.endswith(("google.com", "googleapis.com", "gvt1.com"))}, done.stderr
 
-    hosts, logged = show("report", page)
+    hosts, logged = show(page)
     assert hosts == set()
     assert "CONSOLE" not in logged
-    shown = np.asarray(Image.open(tmp_path / "shot.png").convert("L"))
+    shown = np.asarray(Image.open(shot).convert("L"))
     assert shown.shape == (2400, 1200)
-    assert 0.01 < (shown < 128).mean() < 0.5  # text and bars on a light ground
+    ground = 255 - shown if scheme == "dark" else shown
+    assert np.median(ground) > 230
+    assert 0.01 < (ground < 128).mean() < 0.5  # text and marks on the ground
     # What a faulty page would do is seen, or the assertions above could not fail.
-    hosts, logged = show("faulty", '<img src="http://picture.invalid/x.png"><script>console.error("heard")</script>')
-    assert hosts == {"picture.invalid"}
-    assert "CONSOLE" in logged
+    if scheme == "light":
+        hosts, logged = show('<img src="http://picture.invalid/x.png"><script>console.error("heard")</script>')
+        assert hosts == {"picture.invalid"}
+        assert "CONSOLE" in logged
+
+
+MEASURE = """<!doctype html><body><script>
+const wide = (name, element) => element.scrollWidth > element.clientWidth + 1 ? [name] : [];
+addEventListener("load", () => {
+  const told = [];
+  for (const frame of document.querySelectorAll("iframe")) {
+    const page = frame.contentDocument, found = wide("page", page.documentElement);
+    if (frame.className === "paper")
+      for (const part of page.querySelectorAll(".scroll, figure")) found.push(...wide(part.ariaLabel, part));
+    const hidden = [...page.querySelectorAll("details table")].filter(table => !table.checkVisibility());
+    told.push([frame.className, frame.width, found.join(), hidden.length, page.querySelectorAll("section").length]);
+  }
+  document.body.innerHTML = "<pre>" + told.map(line => line.join("|")).join("\\n") + "</pre>";
+});
+</script>FRAMES</body>"""
+
+
+def test_nothing_is_wider_than_a_telephone_a_window_or_paper(tmp_path, browser):
+    """At 400 and 1200 px wide tables scroll by themselves; on A4 (718 px) nothing can scroll, so everything must fit.
+
+    The page runs no scripts, so another one measures it in frames.
+    """
+    page = page_of(everything("multilabel", tmp_path))
+    paper = page.replace("@media print", "@media all")
+    too_wide = page.replace("<h2>", '<h2 style="width:1300px">', 1)
+    shown = [("screen", 400, page), ("screen", 1200, page), ("paper", 718, paper), ("faulty", 1200, too_wide)]
+    frames = "".join(
+        f'<iframe class="{name}" width="{width}" height="900" srcdoc="{html.escape(text)}"></iframe>'
+        for name, width, text in shown
+    )
+    done = browser(MEASURE.replace("FRAMES", frames), "--dump-dom", "--virtual-time-budget=20000")
+    lines = [line.split("|") for line in re.search(r"<pre>(.*?)</pre>", done.stdout, re.S).group(1).splitlines()]
+    found = {(name, width): (wide, int(hidden), int(sections)) for name, width, wide, hidden, sections in lines}
+    assert found["screen", "400"][0] == found["screen", "1200"][0] == ""
+    assert found["screen", "1200"][1] > 5  # tables that are closed until they are asked for
+    assert found["paper", "718"] == ("", 0, len(SECTIONS))
+    assert found["faulty", "1200"][0] == "page"
+
+
+def test_chromium_prints_the_page(tmp_path, browser):
+    browser(page_of(everything("binary", tmp_path)), f"--print-to-pdf={tmp_path / 'page.pdf'}")
+    printed = (tmp_path / "page.pdf").read_bytes()
+    assert printed.startswith(b"%PDF")
+    pages = len(re.findall(rb"/Type\s*/Page\b", printed))
+    assert 8 <= pages <= 30
 
 
 def test_answers_of_one_of_several_models_are_reported_as_its_own(tmp_path):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import html
 import json
 import re
+import shutil
 
 import generated_predictions as generated
 import pyarrow as pa
@@ -62,7 +64,7 @@ def compare(inputs, out, **options):
 def test_comparison_report_table_and_picture_are_written(inputs, tmp_path):
     metrics, found = compare(inputs, tmp_path / "out")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        "comparison.json", "report.html", "table.md", "tradeoff.png", "config.json", "metrics.json"
+        "comparison.json", "report.html", "report.md", "tradeoff.png", "config.json", "metrics.json"
     }  # fmt: skip
     assert list(found["models"]) == sorted(TITLES)
     judged = json.loads((inputs["stage2"] / "evaluation.json").read_text())
@@ -82,17 +84,60 @@ def test_comparison_report_table_and_picture_are_written(inputs, tmp_path):
         assert row["low"] < row["difference"] < row["high"]
         assert f"{row['difference']:+.3f}" in page
     assert Image.open(tmp_path / "out" / "tradeoff.png").size[0] > 900
-    rows = (tmp_path / "out" / "table.md").read_text().splitlines()
-    assert len([row for row in rows if row.startswith("| ")]) == 2 + 3 * 4  # sex, age group, race, and sex x age group
-    row = found["table"][0]
-    assert f"| {row['accuracy']:.3f} | {row['auc']:.3f} | sex | {row['es_auc']:.3f} | {row['dpd']:.3f} |" in rows[2]
+    assert len(found["table"]) == 3 * 4  # sex, age group, race, and sex x age group
+    assert "champion" not in found
+    assert "champion" not in page.lower()
+
+
+def words_of(page):
+    return html.unescape(re.sub(r"<[^>]+>", "", page))
+
+
+def tables_in(text):
+    """Heading -> rows of the Markdown table below it, as cells."""
+    parts = re.split(r"^##? (.*)$", text, flags=re.M)[1:]
+    cells = {}
+    for name, part in zip(parts[::2], parts[1::2], strict=True):
+        rows = [line[2:-2].split(" | ") for line in part.splitlines() if line.startswith("| ")]
+        assert len({len(row) for row in rows}) <= 1, name
+        cells[name] = rows[:1] + rows[2:]
+    return cells
+
+
+def test_the_short_report_says_what_the_page_says(inputs, tmp_path):
+    _, found = compare(inputs, tmp_path / "out")
+    text = (tmp_path / "out" / "report.md").read_text()
+    page = words_of((tmp_path / "out" / "report.html").read_text())
+    lead, rest = re.search(r"^\*\*(.*)\*\* (.*)$", text, re.M).groups()
+    assert lead in page
+    assert rest in page
+    assert "`report.html`" in text.splitlines()[-1]
+    tables = tables_in(text)
+    heads, *rows = tables["Fairness of the compared models"]
+    assert [row[0].removesuffix(" (selected)") for row in rows] == list(TITLES.values())
+    for row, name in zip(rows, TITLES, strict=True):
+        area = found["models"][name]["test"]["overall"]["auc"]
+        low, high = json.loads((inputs[name] / "evaluation.json").read_text())["test"]["intervals"]["overall"]["auc"]
+        assert row[heads.index("AUC")] == f"{area:.3f} ({low:.3f}–{high:.3f})"
+    groups = {(row[0], row[1]): row[2:] for row in tables["AUC of each group"][1:]}
+    assert groups["race", "Pacific Islander"] == ["<10", "–", "–", "–"]
+    women = found["models"]["stage2"]["test"]["attributes"]["sex"]["groups"]["female"]
+    assert groups["sex", "female"][0] == str(women["n"])
+    assert groups["sex", "female"][2].startswith(f"{women['auc']:.3f} (")
+    assert "- Race: suppressed, with fewer than 10 images: Pacific Islander." in text
+    gap = found["models"]["fair_moe"]["test"]["attributes"]["age_group"]["eod"]
+    (row,) = [row for row in tables["Gaps by attribute"] if row[:2] == ["age group", "Fair-MoE"]]
+    assert row[-1].startswith(f"{gap:.3f} (")
+    assert "p = " in row[-1]
+    assert len(text) < 10_000
+    assert "<" not in re.sub(r"<10\b", "", text).replace("p < 0", "")
 
 
 def test_report_shows_every_model_and_the_cohort(inputs, tmp_path):
     _, found = compare(inputs, tmp_path / "out")
     page = (tmp_path / "out" / "report.html").read_text()
     title = TITLES[found["selected"]]
-    assert f"{title} (selected)" in page
+    assert f"{title} (selected)" in words_of(page)
     assert "was selected on validation by" in page
     assert "Before that, the scores were calibrated on the validation split" in page
     assert "without calibration" not in page
@@ -168,13 +213,13 @@ def test_answers_and_pictures_are_shown_where_there_are_any(inputs, tmp_path):
     assert [base64.b64decode(picture) for _, picture in shown] == list(pictures.values())
     assert "Stage 1" in shown[0][0]
     assert not re.search(r"https?://|<script|<link", page)
-    lines = (tmp_path / "out" / "table.md").read_text().splitlines()
+    rows = {row[0]: row for row in tables_in((tmp_path / "out" / "report.md").read_text())["Answers in words"]}
     for name, title in (("stage1", "Stage 1"), ("stage2", "Stage 2")):
         judged = found["models"][name]["test"]["answers"]
         assert metrics[f"{name}_test_answer_undecided"] == judged["undecided"]
-        shares = " | ".join(f"{judged[key]:.3f}" for key in ("accuracy", "undecided", "agreement"))
-        assert any(line.startswith(f"| {title} | ") and line.endswith(f"| {shares} |") for line in lines)
+        assert rows[title][2:] == [f"{judged[key]:.3f}" for key in ("accuracy", "undecided", "agreement")]
         assert f">{judged['undecided']:.3f}<" in page
+    assert len(rows) == 3
     assert "answers" not in found["models"]["fair_moe"]["test"]
     assert "fair_moe_test_answer_accuracy" not in metrics
 
@@ -186,4 +231,79 @@ def test_without_answers_and_pictures_nothing_is_said_of_them(inputs, tmp_path):
     assert "Answers in words" not in page
     assert "<img" not in page
     assert "img-src" not in page
-    assert "Agreement" not in (tmp_path / "out" / "table.md").read_text()
+    assert "Agreement" not in (tmp_path / "out" / "report.md").read_text()
+
+
+def champion_of(inputs, folder, evaluation="stage1", **known):
+    """What the step champion writes: the evaluation of a model in use, and who it is."""
+    told = {"version": "3", "name": "fairvlm", "alias": "champion", "model": "stage2", "same_cohort": True, **known}
+    if told["version"] is None:
+        folder.mkdir()
+    else:
+        shutil.copytree(inputs[evaluation], folder)
+    (folder / "champion.json").write_text(json.dumps(told))
+    return {**inputs, "champion": folder}
+
+
+def test_the_champion_is_shown_and_never_selected(inputs, tmp_path):
+    """Whatever is in use, the same candidate is selected, with the same tests against the other candidates."""
+    alone = compare(inputs, tmp_path / "alone")[1]
+    folders = champion_of(inputs, tmp_path / "champion", alone["selected"])
+    metrics, found = compare(folders, tmp_path / "out")
+    for part in ("selected", "criterion", "models", "contrasts", "thresholds"):
+        assert found[part] == alone[part]
+    told = found["champion"]
+    assert (told["version"], told["title"]) == ("3", "Champion (version 3)")
+    assert told["test"] == found["models"][found["selected"]]["test"]  # it is the same model here
+    assert metrics["champion_test_auc"] == told["test"]["overall"]["auc"]
+    assert [row["model"] for row in found["table"]][-4:] == ["champion"] * 4
+    assert all(row["difference"] in (0, None) for row in told["contrasts"])
+    title = TITLES[found["selected"]]
+    same = f"Against the champion (version 3), {title} is not distinguishable for accuracy, and not distinguishable"
+    page, text = ((tmp_path / "out" / name).read_text() for name in ("report.html", "report.md"))
+    assert page.count(f"{same} for fairness.") == 2  # in the verdict and in its section
+    assert f"{same} for fairness." in text
+    assert "<h2>Against the champion</h2>" in page
+    assert "was trained on another cohort" not in page + text
+    assert words_of(page).count(f"{title} (selected)") == words_of(page).count("(selected)") == 1
+    assert "The champion decides at the thresholds" in page or found["kind"] == "multiclass"
+
+
+def test_better_and_worse_than_the_champion_are_said_in_words(inputs, tmp_path):
+    folders = champion_of(inputs, tmp_path / "champion", "stage1", same_cohort=False)
+    _, found = compare(folders, tmp_path / "better", criterion="auc")
+    assert found["selected"] == "stage2"
+    rows = {(row["measure"], row["attribute"]): row for row in found["champion"]["contrasts"]}
+    area = rows["auc", None]
+    areas = [found["models"][name]["test"]["overall"]["auc"] for name in ("stage2", "stage1")]
+    assert area["difference"] == pytest.approx(areas[0] - areas[1], abs=1e-5)
+    page, text = ((tmp_path / "better" / name).read_text() for name in ("report.html", "report.md"))
+    better = f"Against the champion (version 3), Stage 2 is better for accuracy (AUC {area['difference']:+.3f}"
+    for shown in (page, text):
+        assert better in shown
+        assert "some of today" in shown
+    table = {row[0]: row for row in tables_in(text)["Against the champion"]}
+    assert table["AUC"][1:4] == ["higher", f"{areas[0]:.3f}", f"{areas[1]:.3f}"]
+    assert table["AUC"][4].startswith(f"{area['difference']:+.3f} ({area['low']:+.3f} to {area['high']:+.3f}, p ")
+    assert [row[1] for name, row in table.items() if name in ("DPD", "DPG", "EOD")] == ["lower", "lower"]
+    weak = dict.fromkeys(TITLES, inputs["stage1"])
+    strong = champion_of(inputs, tmp_path / "strong", "stage2")["champion"]
+    compare({"strata": inputs["strata"], **weak, "champion": strong}, tmp_path / "worse")
+    worse = f"Stage 1 is worse for accuracy (AUC {-area['difference']:+.3f}"
+    assert worse in (tmp_path / "worse" / "report.md").read_text()
+
+
+@pytest.mark.parametrize("inputs", ["binary"], indirect=True)
+def test_without_a_champion_in_use_the_input_is_as_if_absent(inputs, tmp_path):
+    compare(inputs, tmp_path / "absent")
+    compare(champion_of(inputs, tmp_path / "champion", version=None), tmp_path / "nobody")
+    for name in ("comparison.json", "report.html", "report.md", "metrics.json"):
+        assert (tmp_path / "absent" / name).read_bytes() == (tmp_path / "nobody" / name).read_bytes()
+
+
+@pytest.mark.parametrize("inputs", ["binary"], indirect=True)
+def test_a_champion_on_other_images_is_refused(inputs, tmp_path):
+    fewer = write_evaluation(tmp_path / "fewer", generated.table("binary", model="stage1", n=600), "binary")
+    with_fewer = {"champion": champion_of({"other": fewer}, tmp_path / "champion", "other")["champion"]}
+    with pytest.raises(PredictionsError, match=r"Champion \(version 3\).*not given the same images"):
+        compare({**inputs, **with_fewer}, tmp_path / "out")

@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+from fairvlm_core.evaluation.report.content import Content
 from fairvlm_core.evaluation.report.page import page
-from fairvlm_core.evaluation.report.subjects import (
-    Subject,
-    read_subject,
-    require_same_images,
-    subjects_in,
-)
+from fairvlm_core.evaluation.report.short import short
+from fairvlm_core.evaluation.report.subjects import read_subject, require_same_images, subjects_in
 from fairvlm_core.evaluation.report.tables import summary_table
-from fairvlm_core.evaluation.report.words import Selection
 from fairvlm_core.files import read_json, written
 
 REPORT_FILE = "report.html"
+SHORT_FILE = "report.md"
 COMPARISON_FILE = "comparison.json"
 
 
 def write_report(predictions: Path, out: Path, *, min_cell: int = 10) -> None:
-    """Write a self-contained HTML report on any predictions file, of one model or of several.
+    """Write a report on any predictions file, of one model or of several.
 
     Args:
         predictions: the file, or the folder that holds `predictions.parquet`.
-        out: the HTML file to write.
+        out: the file to write: a short report in Markdown where its name ends with .md, else a self-contained page.
         min_cell: groups with fewer images are suppressed.
 
     Raises:
@@ -35,38 +31,29 @@ def write_report(predictions: Path, out: Path, *, min_cell: int = 10) -> None:
     from fairvlm_core.evaluation.predictions import read_predictions
 
     subjects, split, how = subjects_in(read_predictions(predictions), min_cell=min_cell, where=predictions)
-    _write(out, page(subjects, title="Fairness report", split=split, how=how))
+    content = Content("Fairness report", subjects, split, how)
+    if out.suffix.lower() == ".md":
+        _write(out, short(content, full="`fairvlm report` writes it to a name that ends with .html"))
+    else:
+        _write(out, page(content))
 
 
 def write_side_by_side(folders: Mapping[str, Path], out: Path, *, title: str, min_cell: int) -> None:
-    """Write the report of models that evaluate judged on the same images, without selecting one.
+    """Write the page of models that evaluate judged on the same images, without selecting one.
 
     Args:
         folders: a model's title -> the folder that evaluate wrote for it.
     """
     subjects = [read_subject(folder, name, "test", min_cell=min_cell, sure=True) for name, folder in folders.items()]
     require_same_images(subjects, where=", ".join(map(str, folders.values())))
-    _write(out, page(subjects, title=title, split="test", how=subjects[0].how))
+    _write(out, page(Content(title, subjects, "test", subjects[0].how)))
 
 
-def write_comparison(
-    subjects: Sequence[Subject],
-    out: Path,
-    *,
-    selection: Selection,
-    strata: Mapping[str, Any] | None,
-    pictures: Mapping[str, bytes] | None = None,
-    against: Sequence[Mapping[str, Any]] = (),
-) -> None:
-    """Write the report of a comparison: models on test, which one validation selected, and the training cohort.
-
-    Args:
-        pictures: a model's title -> PNG of where it looks; they become part of the page.
-        against: what `contrasts` says of the selected model and the others.
-    """
-    title = "Fairness of the compared models"
-    more: dict[str, Any] = {"strata": strata, "selection": selection, "pictures": pictures or {}, "against": against}
-    _write(out, page(subjects, title=title, split="test", how=subjects[0].how, **more))
+def write_comparison(content: Content, folder: Path) -> None:
+    """Write the page of a comparison and its short form, for places that show no long page, into a folder."""
+    _write(folder / REPORT_FILE, page(content))
+    full = f"`{REPORT_FILE}` beside this file; on Kubeflow, the artifact `report` of the step compare"
+    _write(folder / SHORT_FILE, short(content, full=full))
 
 
 def print_summary(folder: Path) -> None:

@@ -7,10 +7,18 @@ from html import escape
 from typing import Any
 
 from fairvlm_core.evaluation.calibration import left_alone
-from fairvlm_core.evaluation.report.blocks import BOLD, SMALL, figure, legend, line, panels, scrolled
+from fairvlm_core.evaluation.report.blocks import (
+    BOLD,
+    SMALL,
+    figure,
+    legend,
+    line,
+    numbers_below,
+    panels,
+    scrolled_table,
+)
 from fairvlm_core.evaluation.report.charts import reliability_panel
 from fairvlm_core.evaluation.report.subjects import Subject, group_reliability
-from fairvlm_core.evaluation.report.tables import html_table
 from fairvlm_core.evaluation.report.words import attribute_name, count, listed, number
 
 ALL = "all images"
@@ -32,7 +40,7 @@ def belief(subjects: Sequence[Subject]) -> str:
         rows.append([subject.title, *map(number, told)])
     several = len(subjects[0].scores.labels) > 1
     over = "Means over the labels, each against the rest; lower is better" if several else "Lower is better"
-    table = html_table(f"{over}{BOLD * (len(subjects) > 1)}.", heads, rows, best=best)
+    caption = f"{over}{BOLD * (len(subjects) > 1)}."
     least = subjects[0].judgement["min_cell"]
     note = (
         "On the dotted diagonal, as many images are positive as their score says. Above it the model promises too "
@@ -41,7 +49,7 @@ def belief(subjects: Sequence[Subject]) -> str:
     )
     if several:
         note += " All labels are drawn together, each against the rest."
-    shown = scrolled(table, even=True) + f'<p class="note">{escape(note)}</p>'
+    shown = scrolled_table(caption, heads, rows, best=best, even=True) + f'<p class="note">{escape(note)}</p>'
     if not attributes:
         return shown + figure("Reliability on all images", _panels(subjects, None))
     return SMALL + shown + "".join(_figure(subjects, name) for name in attributes)
@@ -91,8 +99,8 @@ def _figure(subjects: Sequence[Subject], attribute: str) -> str:
             rows.append([name, subject.title, count(group["n"]), number(group["ece"]), number(group["brier"])])
     heads = ["Group", "Model", "Images", "ECE", "Brier score"]
     name = attribute_name(attribute)
-    table = scrolled(html_table(f"How far scores can be believed by {name}.", heads, rows, text=2))
-    numbers = f"<details><summary>The numbers</summary>{table}</details>"
+    table = scrolled_table(f"How far scores can be believed by {name}.", heads, rows, text=2)
+    numbers = numbers_below(table)
     drawn = "" if " x " in attribute else _panels(subjects, attribute)
     return figure(f"{'Reliability by' if drawn else 'By'} {name}", drawn, numbers)
 
@@ -110,8 +118,18 @@ def _panels(subjects: Sequence[Subject], attribute: str | None) -> str:
         return '<p class="note">No tenth of the scale holds enough images to be drawn.</p>'
     by = "" if attribute is None else f" per group of {attribute_name(attribute)}"
     drawings = [
-        reliability_panel(subject.title, f"Reliability of {subject.title}{by}.", groups, found)
+        reliability_panel(
+            subject.title, f"Reliability of {subject.title}{by}; ECE: {_errors(subject, attribute)}.", groups, found
+        )
         for subject, found in zip(subjects, curves, strict=True)
     ]
     labels = [f"{name} (n = {count(counts[name])})" for name in groups]
     return legend(labels, [line(i) for i in range(len(groups))]) + panels(drawings)
+
+
+def _errors(subject: Subject, attribute: str | None) -> str:
+    """What a panel comes to, for those who do not see it."""
+    if attribute is None:
+        return number(subject.judgement["overall"]["ece"])
+    groups = subject.judgement["attributes"][attribute]["groups"]
+    return ", ".join(f"{name} {number(group['ece'])}" for name, group in groups.items())

@@ -1,13 +1,9 @@
-"""Sections beyond the fixed numbers: gaps at other thresholds, groups within groups, and all numbers as CSV."""
+"""Sections beyond the fixed numbers: gaps at other thresholds, and groups within groups."""
 
 from __future__ import annotations
 
-import base64
-import csv
-import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
-from typing import Any
 
 import numpy as np
 
@@ -19,7 +15,7 @@ from fairvlm_core.evaluation.report.svg import drawing, element, text_width
 from fairvlm_core.evaluation.report.words import attribute_name, count, number
 
 THRESHOLDS = np.linspace(0, 1, 101)
-CELL, ROW = 92.0, 52.0
+CELL, ROW = 82.0, 52.0
 
 
 def thresholds_section(subjects: Sequence[Subject]) -> str:
@@ -30,7 +26,8 @@ def thresholds_section(subjects: Sequence[Subject]) -> str:
         curves = {subject.title: gap_curve(subject, attribute) for subject in subjects}
         known = {title: values for title, values in curves.items() if not np.isnan(values).all()}
         if known:
-            label = f"Equalized odds difference by {attribute_name(attribute)} at every threshold."
+            told = ", ".join(f"{title} up to {number(float(np.nanmax(values)))}" for title, values in known.items())
+            label = f"Equalized odds difference by {attribute_name(attribute)} at every threshold: {told}."
             drawn.append(curve_panel(attribute_name(attribute), label, list(curves), known, THRESHOLDS))
     if not drawn:
         return '<p class="note">No attribute has two groups that can be judged, so there is no gap to show.</p>'
@@ -117,74 +114,9 @@ def _heat(subject: Subject, name: str) -> str:
             parts.append(element("text", text=words, x=x + CELL / 2, y=top + 24, class_="value", text_anchor="middle"))
             parts.append(
                 element(
-                    "text", text=f"n = {count(size)}", x=x + CELL / 2, y=top + 40, class_="count", text_anchor="middle"
+                    "text", text=f"n = {count(size)}", x=x + CELL / 2, y=top + 40, class_="value", text_anchor="middle"
                 )
             )
             told.append(f"{sex} {age} {words}")
     label = f"{subject.title}, AUC by {attribute_name(name)}: {', '.join(told)}."
     return drawing(left + CELL * len(across) + 2, 52 + ROW * len(down), label, parts)
-
-
-def numbers_link(subjects: Sequence[Subject]) -> str:
-    """A link that holds all numbers of the page as CSV."""
-    content = base64.b64encode(numbers_csv(subjects).encode()).decode()
-    return (
-        '<p class="note"><a download="fairness.csv" '
-        f'href="data:text/csv;charset=utf-8;base64,{content}">All numbers of this page as CSV</a></p>'
-    )
-
-
-def numbers_csv(subjects: Sequence[Subject]) -> str:
-    """A row per number: model, attribute, group, label, metric, value, low, high, p; suppressed ones are absent."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["model", "attribute", "group", "label", "metric", "value", "low", "high", "p"])
-    for subject in subjects:
-        for where, metric, value in _numbers(subject.judgement):
-            ends = subject.ends(*_path(where), metric) if not where.get("label") else None
-            chance = subject.p_values.get(where.get("attribute", ""), {}).get(metric) if "group" not in where else None
-            low, high = ends if isinstance(ends, Sequence) else ("", "")
-            place = [_harmless(where.get(name, "")) for name in ("attribute", "group", "label")]
-            writer.writerow(
-                [_harmless(subject.title), *place, metric, value, low, high, "" if chance is None else round(chance, 6)]
-            )
-    return text.getvalue()
-
-
-def _harmless(name: str) -> str:
-    """A name that no spreadsheet takes for a formula."""
-    return f"'{name}" if name.startswith(("=", "+", "-", "@", "\t", "\r")) else name
-
-
-def _numbers(judgement: Mapping[str, Any]) -> Iterator[tuple[dict[str, str], str, Any]]:
-    """Every number of a judgement and where it stands."""
-
-    def plain(found: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-        return (
-            (name, value) for name, value in found.items() if value is not None and not isinstance(value, (dict, list))
-        )
-
-    for metric, value in plain(judgement["overall"]):
-        yield {}, metric, value
-    for label, value in judgement["overall"]["auc_per_label"].items():
-        if value is not None:
-            yield {"label": label}, "auc", value
-    for attribute, found in judgement["attributes"].items():
-        for metric, value in plain(found):
-            yield {"attribute": attribute}, metric, value
-        for group, of in found["groups"].items():
-            for metric, value in plain(of):
-                yield {"attribute": attribute, "group": group}, metric, value
-        for label, of in found["labels"].items():
-            for metric, value in plain(of):
-                yield {"attribute": attribute, "label": label}, metric, value
-            for group, inner in of["groups"].items():
-                for metric, value in plain(inner):
-                    yield {"attribute": attribute, "group": group, "label": label}, metric, value
-
-
-def _path(where: Mapping[str, str]) -> tuple[str, ...]:
-    if "attribute" not in where:
-        return ("overall",)
-    inner = ("groups", where["group"]) if "group" in where else ()
-    return ("attributes", where["attribute"], *inner)

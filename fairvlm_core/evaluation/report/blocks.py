@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from fairvlm_core.evaluation.report.svg import colour, dash, element
+from fairvlm_core.evaluation.report.svg import colour, dash, element, marker
+from fairvlm_core.evaluation.report.tables import html_table
 
 SMALL = (
     '<p class="note">The smaller a group, the more its numbers are a matter of chance: read them with the counts.</p>'
@@ -18,9 +19,27 @@ def figure(caption: str, *parts: str) -> str:
     return f"<figure><figcaption>{escape(caption)}</figcaption>{''.join(parts)}</figure>"
 
 
-def scrolled(content: str, *, even: bool = False) -> str:
-    """What is wide scrolls by itself, never the page; focusable, so that the keyboard can scroll it."""
-    return f'<div class="scroll{" even" * even}" tabindex="0">{content}</div>'
+def scrolled(name: str, content: str, *, even: bool = False) -> str:
+    """What is wide scrolls by itself, never the page; focusable, so that the keyboard can scroll it, and named."""
+    return f'<div class="scroll{" even" * even}" tabindex="0" role="group" aria-label="{escape(name)}">{content}</div>'
+
+
+def scrolled_table(
+    caption: str,
+    heads: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    best: Sequence[str | None] = (),
+    text: int = 1,
+    even: bool = False,
+) -> str:
+    """An `html_table` that scrolls by itself; `even` makes its columns equally wide."""
+    return scrolled(caption, html_table(caption, heads, rows, best=best, text=text), even=even)
+
+
+def numbers_below(tables: str, summary: str = "The numbers") -> str:
+    """Tables that are closed until they are asked for, and open on paper."""
+    return f"<details><summary>{escape(summary)}</summary>{tables}</details>"
 
 
 def panels(drawings: Sequence[str]) -> str:
@@ -28,17 +47,18 @@ def panels(drawings: Sequence[str]) -> str:
     return f'<div class="panels">{"".join(drawings)}</div>'
 
 
-def legend(labels: Sequence[str], marks: Sequence[str] | None = None) -> str:
-    """Labels behind their marks; without marks the colours of the bars."""
-    if marks is None:
-        marks = [
-            element("rect", x=1, y=1, width=26, height=10, rx=2, class_=f"bar {colour(i)}") for i in range(len(labels))
-        ]
+def legend(labels: Sequence[str], marks: Sequence[str]) -> str:
+    """Labels behind their marks."""
     items = [
         f'<li><svg width="28" height="12" viewBox="0 0 28 12" aria-hidden="true">{mark}</svg>{escape(label)}</li>'
         for label, mark in zip(labels, marks, strict=True)
     ]
     return f'<ul class="legend">{"".join(items)}</ul>'
+
+
+def point(i: int) -> str:
+    """The legend's mark of the i-th model's points."""
+    return element("g", marker(i, 14, 6, 5))
 
 
 def line(i: int) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,18 +9,68 @@ import numpy as np
 
 from fairvlm_core.evaluation.report.subjects import Subject, group_curves
 from fairvlm_core.evaluation.report.svg import colour, dash, drawing, element, marker, text_width, ticks
-from fairvlm_core.evaluation.report.words import attribute_name, count, number
+from fairvlm_core.evaluation.report.words import attribute_name, count, number, span
 
 WIDTH = 816.0  # what the page has room for
 BAR, GAP = 12.0, 3.0
 PANEL = 256.0  # three in a row
 
 
-def auc_bars(subjects: Sequence[Subject], attribute: str) -> str:
-    """AUC of each group (rows) for each model (bars that start at chance, 0.5) with its interval, and the counts."""
+def forest(subjects: Sequence[Subject], attribute: str) -> str:
+    """AUC of each group (rows) for each model (marks) with its interval, and the counts."""
+    rows = _forest_rows(subjects, attribute)
+    known = [value for _, _, values, _, _ in rows for value in values if value is not None]
+    known += [end for _, _, _, ends, _ in rows for pair in ends if pair for end in pair]
+    marks = ticks(min(known, default=0.5), max(known, default=1.0), 6)
+    left = 24 + max(max(text_width(name, 13), text_width(counts, 11.5)) for name, counts, *_ in rows)
+    right = WIDTH - 52
+    # Two lines of label need 32 px even where there is one mark.
+    height = max(len(subjects) * (BAR + GAP) - GAP, 30.0) + 16
+    bottom = 8 + height * len(rows)
+
+    def x(value: float) -> float:
+        return left + (value - marks[0]) / (marks[-1] - marks[0]) * (right - left)
+
+    parts = []
+    for tick in marks:
+        parts.append(element("line", x1=x(tick), x2=x(tick), y1=4.0, y2=bottom, class_="grid"))
+        parts.append(element("text", text=f"{tick:g}", x=x(tick), y=bottom + 18, class_="tick", text_anchor="middle"))
+    if marks[0] <= 0.5:
+        parts.append(element("line", x1=x(0.5), x2=x(0.5), y1=4.0, y2=bottom, class_="axis"))
+    axis = "AUC with its interval (0.5 is chance, 1 is perfect)"
+    parts.append(element("text", text=axis, x=(left + right) / 2, y=bottom + 38, class_="tick", text_anchor="middle"))
+    for i, (name, counts, values, ends, reason) in enumerate(rows):
+        middle = 8 + height * (i + 0.5)
+        if i:
+            parts.append(element("line", x1=0, x2=right, y1=8 + height * i, y2=8 + height * i, class_="rule"))
+        parts.append(element("text", text=name, x=left - 14, y=middle - 2, class_="name", text_anchor="end"))
+        parts.append(element("text", text=counts, x=left - 14, y=middle + 14, class_="count", text_anchor="end"))
+        if all(value is None for value in values):
+            parts.append(element("text", text=reason, x=left + 10, y=middle + 4, class_="count"))
+            continue
+        top = middle - (len(subjects) * (BAR + GAP) - GAP) / 2
+        for j, (value, pair) in enumerate(zip(values, ends, strict=True)):
+            if value is None:
+                continue
+            y = top + j * (BAR + GAP) + BAR / 2
+            if pair:
+                parts.append(element("line", x1=x(pair[0]), x2=x(pair[1]), y1=y, y2=y, class_=f"curve {colour(j)}"))
+            parts.append(marker(j, x(value), y, 4.5))
+            last = max(x(value) + 5, x(pair[1]) if pair else 0.0)
+            parts.append(element("text", text=number(value), x=last + 6, y=y + 4, class_="value"))
+    label = f"AUC per group of {attribute_name(attribute)} with intervals: {_forest_told(subjects, rows)}."
+    return drawing(WIDTH, bottom + 48, label, parts)
+
+
+ForestRow = tuple[str, str, list[float | None], list[Sequence[float] | None], str]
+
+
+def _forest_rows(subjects: Sequence[Subject], attribute: str) -> list[ForestRow]:
+    """Name, counts, each model's AUC and interval, and why there is none: of all images and of each group."""
     first = subjects[0].judgement
     values: list[float | None] = [subject.judgement["overall"]["auc"] for subject in subjects]
-    rows = [("all images", count(first["n"]), values, [subject.ends("overall", "auc") for subject in subjects], "")]
+    everybody = [subject.ends("overall", "auc") for subject in subjects]
+    rows: list[ForestRow] = [("all images", count(first["n"]), values, everybody, "not judged")]
     reasons = _reasons(first["attributes"][attribute])
     for name, group in first["attributes"][attribute]["groups"].items():
         counts = count(group["n"])
@@ -30,67 +79,22 @@ def auc_bars(subjects: Sequence[Subject], attribute: str) -> str:
         values = [subject.judgement["attributes"][attribute]["groups"][name]["auc"] for subject in subjects]
         ends = [subject.ends("attributes", attribute, "groups", name, "auc") for subject in subjects]
         rows.append((name, counts, values, ends, reasons.get(name, "not judged")))
-    known = [value for _, _, values, _, _ in rows for value in values if value is not None]
-    known += [pair[0] for _, _, _, ends, _ in rows for pair in ends if pair]
-    low = min(0.5, math.floor(min(known, default=0.5) * 10) / 10)
-    left = 24 + max(max(text_width(name, 13), text_width(counts, 11.5)) for name, counts, *_ in rows)
-    right = WIDTH - 52
-    bars = len(subjects)
-    # Two lines of label need 32 px even where there is one bar.
-    height = max(bars * (BAR + GAP) - GAP, 30.0) + 16
-    bottom = 8 + height * len(rows)
+    return rows
 
-    def x(value: float) -> float:
-        return left + (value - low) / (1 - low) * (right - left)
 
-    parts = []
-    for tick in ticks(low, 1, 5):
-        parts.append(element("line", x1=x(tick), x2=x(tick), y1=4.0, y2=bottom, class_="grid"))
-        parts.append(element("text", text=f"{tick:.1f}", x=x(tick), y=bottom + 18, class_="tick", text_anchor="middle"))
-    parts.append(element("line", x1=x(0.5), x2=x(0.5), y1=4.0, y2=bottom, class_="axis"))
-    parts.append(
-        element(
-            "text",
-            text="AUC (0.5 is chance, 1 is perfect)",
-            x=(left + right) / 2,
-            y=bottom + 38,
-            class_="tick",
-            text_anchor="middle",
-        )
-    )
-    for i, (name, counts, values, ends, reason) in enumerate(rows):
-        middle = 8 + height * (i + 0.5)
-        if i:
-            parts.append(element("line", x1=0, x2=right, y1=8 + height * i, y2=8 + height * i, class_="rule"))
-        parts.append(element("text", text=name, x=left - 14, y=middle - 2, class_="name", text_anchor="end"))
-        parts.append(element("text", text=counts, x=left - 14, y=middle + 14, class_="count", text_anchor="end"))
+def _forest_told(subjects: Sequence[Subject], rows: Sequence[ForestRow]) -> str:
+    """The rows in words, for those who do not see them."""
+    told = []
+    for name, _, values, ends, reason in rows:
         if all(value is None for value in values):
-            parts.append(element("text", text=reason, x=x(0.5) + 10, y=middle + 4, class_="count"))
+            told.append(f"{name} {reason}")
             continue
-        top = middle - (bars * (BAR + GAP) - GAP) / 2
-        for j, value in enumerate(values):
-            if value is None:
-                continue
-            y = top + j * (BAR + GAP)
-            start, end = sorted((x(0.5), x(value)))
-            parts.append(
-                element("rect", x=start, y=y, width=max(end - start, 1.0), height=BAR, rx=2, class_=f"bar {colour(j)}")
-            )
-            last, pair = end, ends[j]
-            if pair:
-                parts += _whisker(x(pair[0]), x(pair[1]), y + BAR / 2)
-                last = max(end, x(pair[1]))
-            parts.append(element("text", text=number(value), x=last + 6, y=y + BAR - 2, class_="value"))
-    label = f"Bars of the AUC per group of {attribute_name(attribute)} with intervals; the table below has the numbers."
-    return drawing(WIDTH, bottom + 48, label, parts)
-
-
-def _whisker(start: float, end: float, y: float) -> list[str]:
-    """An interval as a line with an end mark on both sides."""
-    return [
-        element("line", x1=a, x2=b, y1=top, y2=bottom, class_="whisker")
-        for a, b, top, bottom in ((start, end, y, y), (start, start, y - 3, y + 3), (end, end, y - 3, y + 3))
-    ]
+        of_models = [
+            f"{subject.title} {number(value)}" + (f" ({span(pair)})" if pair and value is not None else "")
+            for subject, value, pair in zip(subjects, values, ends, strict=True)
+        ]
+        told.append(f"{name} {', '.join(of_models)}")
+    return "; ".join(told)
 
 
 def roc_panel(subject: Subject, attribute: str, groups: Sequence[str]) -> str:
@@ -105,7 +109,10 @@ def roc_panel(subject: Subject, attribute: str, groups: Sequence[str]) -> str:
         i = groups.index(name)
         points = " ".join(f"{_px(a):.1f},{_py(b):.1f}" for a, b in zip(fpr, tpr, strict=True))
         parts.append(element("polyline", points=points, class_=f"curve {colour(i)}", stroke_dasharray=dash(i)))
-    return drawing(PANEL, PANEL + 4, f"ROC curves of {subject.title} per group of {attribute_name(attribute)}.", parts)
+    found = subject.judgement["attributes"][attribute]["groups"]
+    told = ", ".join(f"{name} {number(found[name]['auc'])}" for name in groups)
+    label = f"ROC curves of {subject.title} per group of {attribute_name(attribute)}; the areas below them: {told}."
+    return drawing(PANEL, PANEL + 4, label, parts)
 
 
 def reliability_panel(
@@ -198,7 +205,8 @@ def cohort_bars(strata: Mapping[str, Any]) -> str:
             parts.append(element("rect", x=left, y=y, width=width, height=BAR, rx=2, class_=f"bar {fill}"))
             parts.append(element("text", text=shown, x=left + width + 6, y=y + BAR - 2, class_="value"))
     parts.append(element("line", x1=left, x2=left, y1=4.0, y2=bottom, class_="axis"))
-    return drawing(WIDTH, bottom + 48, "Bars of the training images per cell before and after balancing.", parts)
+    label = "Training images per cell before and after balancing; the numbers are in the table below."
+    return drawing(WIDTH, bottom + 48, label, parts)
 
 
 def _frame(title: str, xs: Sequence[float], ys: Sequence[float], x_name: str, y_name: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""The tables of all models: one set of rows, shown on the terminal, as Markdown and in the page."""
+"""The tables of all models: for the terminal, for the page, and what the page and the short report share."""
 
 from __future__ import annotations
 
@@ -7,10 +7,60 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from fairvlm_core.evaluation.report.words import CRITERIA, attribute_name, number, parity
+from fairvlm_core.evaluation.report.content import Selection
+from fairvlm_core.evaluation.report.subjects import Subject
+from fairvlm_core.evaluation.report.words import CRITERIA, attribute_name, number, parity, sure
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+
+HYPHENATED = r"\S*\w-\w\S*"
+TOGETHER = rf"\([^()]{{1,16}}\)|{HYPHENATED}"  # and what stands in brackets behind a model's title
+
+
+def headline(subjects: Sequence[Subject], selection: Selection | None) -> tuple[list[str], list[list[str]]]:
+    """Heads and rows: each model's main numbers with their intervals. What is best is in `headline_best`."""
+    kind = subjects[0].judgement["kind"]
+    exact = ["exact_match"] if kind == "multilabel" else []
+    heads = ["Model", "Accuracy", *["Exact match"] * len(exact), "Balanced accuracy", "AUC", "ES-AUC"]
+    rows = []
+    for subject in subjects:
+        overall, across = subject.judgement["overall"], subject.judgement["across"]
+        mark = " (selected)" * (selection is not None and subject.title == selection.selected)
+        rows.append(
+            [
+                subject.title + mark,
+                *(
+                    sure(overall[metric], subject.ends("overall", metric))
+                    for metric in ("accuracy", *exact, "balanced_accuracy", "auc")
+                ),
+                *(
+                    sure(across[metric]["mean"], subject.ends("across", metric, "mean"))
+                    for metric in ("es_auc", "dpd", "eod")
+                ),
+                _worst_group(subject),
+            ]
+        )
+    return [*heads, parity(kind)[0], "EOD", "Worst group AUC"], rows
+
+
+def headline_best(kind: str) -> list[str | None]:
+    """Per column of the headline, whether the largest or the smallest number is the best."""
+    return [None, *["high"] * (5 if kind == "multilabel" else 4), "low", "low", "high"]
+
+
+def _worst_group(subject: Subject) -> str:
+    """The smallest AUC of any group of a single attribute, with its interval within that attribute."""
+    found = [
+        (judged["worst_group_auc"], name)
+        for name, judged in subject.judgement["attributes"].items()
+        if " x " not in name and judged["worst_group_auc"] is not None
+    ]
+    if not found:
+        return number(None)
+    value, name = min(found)
+    return sure(value, subject.ends("attributes", name, "worst_group_auc"))
 
 
 def summary_rows(judgements: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -50,39 +100,6 @@ def summary_table(comparison: Mapping[str, Any]) -> Table:
     return table
 
 
-def markdown(comparison: Mapping[str, Any]) -> str:
-    """The summary as a Markdown table, every row complete."""
-    heads = summary_heads(comparison["kind"])
-    lines = [
-        f"| {' | '.join(heads)} |",
-        f"| {' | '.join('---' if i in (0, 3) else '---:' for i in range(len(heads)))} |",
-    ]
-    for row in comparison["table"]:
-        lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in _cells(row, comparison))} |")
-    return "\n".join([*lines, "", _caption(comparison), *_answer_lines(comparison), ""])
-
-
-def _answer_lines(comparison: Mapping[str, Any]) -> list[str]:
-    """A second Markdown table: the answers in words, of the models that gave any."""
-    models = comparison["models"].values()
-    answered = [(model["title"], model["test"]) for model in models if "answers" in model["test"]]
-    if not answered:
-        return []
-    lines = ["", "| Model | Accuracy of the scores | Accuracy of the answers | Undecided | Agreement |"]
-    lines.append("| --- | ---: | ---: | ---: | ---: |")
-    for title, judged in answered:
-        told = [
-            judged["overall"]["accuracy"],
-            *(judged["answers"][key] for key in ("accuracy", "undecided", "agreement")),
-        ]
-        lines.append(f"| {title} | {' | '.join(number(value) for value in told)} |")
-    return [
-        *lines,
-        "",
-        "Answers in words; an undecided one counts as wrong. Agreement: with the decisions from the scores.",
-    ]
-
-
 def html_table(
     caption: str, heads: Sequence[str], rows: Sequence[Sequence[str]], *, best: Sequence[str | None] = (), text: int = 1
 ) -> str:
@@ -100,7 +117,7 @@ def html_table(
     lines += [f'<th scope="col"{_class(j, text)}>{unbroken(head)}</th>' for j, head in enumerate(heads)]
     lines.append("</tr></thead><tbody>")
     for row in rows:
-        lines.append(f'<tr><th scope="row">{unbroken(row[0])}</th>')
+        lines.append(f'<tr><th scope="row">{unbroken(row[0], TOGETHER)}</th>')
         for j, cell in enumerate(row[1:], 1):
             first, *below = cell.split("\n")
             shown = f"<strong>{escape(first)}</strong>" if j in bold and first == bold[j] else escape(first)
@@ -110,9 +127,13 @@ def html_table(
     return "".join([*lines, "</tbody></table>"])
 
 
-def unbroken(text: str) -> str:
-    """Escaped text whose hyphenated words ("ES-AUC", "0-39") stay on one line."""
-    return re.sub(r"\S*\w-\w\S*", r'<span class="nb">\g<0></span>', escape(text))
+def unbroken(text: str, pattern: str = HYPHENATED) -> str:
+    """Escaped text in which what matches the pattern stays on one line: by default words like "ES-AUC" and "0-39".
+
+    >>> unbroken("Fair-MoE (version 3)", TOGETHER)
+    '<span class="nb">Fair-MoE</span> <span class="nb">(version 3)</span>'
+    """
+    return re.sub(pattern, r'<span class="nb">\g<0></span>', escape(text))
 
 
 def _class(column: int, text: int) -> str:
@@ -132,7 +153,8 @@ def _best(cells: Sequence[str], which: str) -> str | None:
 
 
 def _cells(row: Mapping[str, Any], comparison: Mapping[str, Any]) -> list[str]:
-    title = comparison["models"][row["model"]]["title"] + (" *" if row["model"] == comparison["selected"] else "")
+    shown = comparison["models"] | {"champion": comparison.get("champion")}
+    title = shown[row["model"]]["title"] + (" *" if row["model"] == comparison["selected"] else "")
     attribute = attribute_name(row["attribute"]) if row["attribute"] else "–"
     return [
         title,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fairvlm_core.evaluation.report.content import Content, Selection
 from fairvlm_core.evaluation.report.subjects import Subject
 
 CRITERIA = {
@@ -14,6 +14,8 @@ CRITERIA = {
     "worst_group_auc": "AUC of the worst group",
     "dto": "distance to the utopia point",
 }
+
+KINDS = {"binary": "Binary", "multiclass": "Multi-class", "multilabel": "Multi-label"}
 
 GLOSSARY = {
     "Group": "The images of people who share an attribute, for instance women. People whose attribute is unknown are "
@@ -65,23 +67,6 @@ ATTENTION = (
 )
 
 
-@dataclass(frozen=True)
-class Selection:
-    """Which model was chosen, and by what; always on validation.
-
-    Attributes:
-        selected: title of the chosen model.
-        criterion: one of `CRITERIA`.
-        attributes: those the criterion looks at.
-        values: title -> the criterion's value, null where it does not exist.
-    """
-
-    selected: str
-    criterion: str
-    attributes: Sequence[str]
-    values: dict[str, float | None]
-
-
 def number(value: float | None, digits: int = 3) -> str:
     """A number as text; a dash where there is none.
 
@@ -98,6 +83,15 @@ def sure(value: float | None, ends: Sequence[float] | None, digits: int = 3) -> 
     '0.812\\n0.790–0.834'
     """
     return number(value, digits) + ("" if value is None or ends is None else "\n" + span(ends, digits))
+
+
+def with_chance(cell: str, p: float | None) -> str:
+    """A number with its interval and, on the last line, its p-value, if it has one.
+
+    >>> with_chance("0.120", 0.0342)
+    '0.120\\np = 0.034'
+    """
+    return cell if p is None else f"{cell}\np {'< 0.001' if p < 0.001 else f'= {p:.3f}'}"
 
 
 def span(ends: Sequence[float], digits: int = 3) -> str:
@@ -123,6 +117,15 @@ def attribute_name(attribute: str) -> str:
     return attribute.replace(" x ", " × ").replace("_", " ")
 
 
+def capitalised(text: str) -> str:
+    """The text with a capital first letter, the others as they are.
+
+    >>> capitalised("worst group AUC")
+    'Worst group AUC'
+    """
+    return text[:1].upper() + text[1:]
+
+
 def parity(kind: str) -> tuple[str, str]:
     """Short and long name of the gap in selection rates: a mean over classes when there are several."""
     if kind == "binary":
@@ -137,6 +140,13 @@ def listed(words: Sequence[str]) -> str:
     'sex, age and race'
     """
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def facts(content: Content) -> str:
+    """Task, images and models in a line."""
+    judgement, models = content.subjects[0].judgement, len(content.subjects)
+    task = f"{KINDS[judgement['kind']]} task: {', '.join(judgement['labels'])}"
+    return f"{task} · {count(judgement['n'])} {content.split} images · {models} model{'s' * (models > 1)}"
 
 
 def verdict(subjects: Sequence[Subject], split: str, selection: Selection | None) -> list[str]:
@@ -195,3 +205,35 @@ def _for_whom(subject: Subject) -> list[str]:
         f"{high_name} (AUC {number(high)}, {count(high_group['n'])} images).",
         f"Its errors differ most by {attribute_name(attribute)}: the equalized odds difference there is {number(gap)}.",
     ]
+
+
+def left_out_rule(judgement: Mapping[str, Any]) -> str:
+    """Whom the report is silent about by rule."""
+    if not judgement["attributes"]:
+        return "The predictions carry no demographic attribute, so nothing can be said about groups."
+    return (
+        f"Groups of fewer than {judgement['min_cell']} images are suppressed to protect the people in them, and take "
+        "no part in any gap. A group without positives or without negatives has no AUC, TPR or FPR; it is left out of "
+        "the gaps and never counts as 0."
+    )
+
+
+def left_out(judgement: Mapping[str, Any]) -> list[str]:
+    """What that left out here, a line each."""
+    least = judgement["min_cell"]
+    lines = []
+    for attribute, found in judgement["attributes"].items():
+        name = attribute_name(attribute)
+        if found["unknown"]:
+            lines.append(
+                f"{name}: {count(found['unknown'])} images whose group is unknown count only in the overall numbers."
+            )
+        if found["suppressed"]:
+            lines.append(f"{name}: suppressed, with fewer than {least} images: {', '.join(found['suppressed'])}.")
+        reasons: dict[tuple[str, str], list[str]] = {}
+        for item in found["unjudged"]:
+            reasons.setdefault((item["group"], item["reason"]), []).append(item["label"])
+        for (group, reason), labels in reasons.items():
+            lines.append(f"{name}: {group} cannot be judged on {', '.join(labels)}: {reason}.")
+    lines += [f"No AUC at all for {item['label']}: {item['reason']}." for item in judgement["unjudged"]]
+    return [capitalised(line) for line in lines]
