@@ -45,11 +45,13 @@ def judge(scores: Scores, *, min_cell: int = 10) -> dict[str, Any]:
         `overall`: accuracy, balanced_accuracy, exact_match (multilabel only), auc, auc_per_label, ece, brier.
         `attributes`: attribute (and "sex x age_group") -> n, unknown, es_auc, dpd, eod, tpr_gap, fpr_gap (each also
         `_worst`), es_accuracy, worst_group_auc, worst_group_ece, `groups` {name: n, positives, auc, accuracy,
-        selection_rate, prevalence, tpr, fpr, ece, brier}, `labels` {label: the same five gaps and groups for that
-        label}, suppressed [names], unjudged [{label, group, reason}].
+        balanced_accuracy, selection_rate, prevalence, tpr, fpr, ece, brier}, `labels` {label: the same five gaps,
+        worst_group_auc and groups for that label}, suppressed [names], unjudged [{label, group, reason, n, positives}].
         `across`: es_auc, dpd, eod, tpr_gap, fpr_gap -> mean and worst over the attributes, the intersection not counted
         again.
-        `unjudged`: [{label, reason}] for labels that have no AUC at all.
+        `per_label`: label -> n, positives, auc, accuracy, balanced_accuracy, selection_rate, prevalence, tpr, fpr, ece,
+        brier, over all images; with fewer than `min_cell` known truths n and positives alone.
+        `unjudged`: [{label, reason, n, positives}] for labels that have no AUC at all.
         `answers`, only where the model also answered in words: see `judge_answers`.
     """
     columns = list(zip(scores.y_true.T, scores.y_score.T, strict=True))
@@ -80,8 +82,14 @@ def judge(scores: Scores, *, min_cell: int = 10) -> dict[str, Any]:
             metric: {"mean": _mean(a[metric] for a in single), "worst": _pick(worst, (a[metric] for a in single))}
             for metric, worst in GAPS.items()
         },
+        "per_label": {
+            label: _of_label(truth, score, decision, area, min_cell)
+            for label, truth, score, decision, area in zip(
+                scores.labels, scores.y_true.T, scores.y_score.T, scores.y_pred.T, aucs, strict=True
+            )
+        },
         "unjudged": [
-            {"label": label, "reason": _reason(truth)}
+            {"label": label, "reason": _reason(truth), **_counts(truth, min_cell)}
             for label, truth, value in zip(scores.labels, scores.y_true.T, aucs, strict=True)
             if np.isnan(value)
         ],
@@ -137,7 +145,9 @@ def _filled(values: np.ndarray) -> np.ndarray:
 
 
 def _mean_known(values: np.ndarray) -> float | None:
-    return _mean(np.asarray(values, dtype=float).ravel())
+    known = np.asarray(values, dtype=float)
+    known = known[~np.isnan(known)]
+    return _number(known.mean()) if len(known) else None
 
 
 def with_intersection(groups: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -166,17 +176,19 @@ def shown_count(count: int, *, total: int, min_cell: int) -> int | str:
 def _judge_attribute(scores: Scores, groups: np.ndarray, min_cell: int) -> dict[str, Any]:
     members = groups_in(groups)
     published = {name: rows for name, rows in members if rows.sum() >= min_cell}
+    code = {name: place for place, name in enumerate(published)}  # numbers are quicker to compare than names
     labels: dict[str, dict[str, Any]] = {}
     unjudged = []
     for j, label in enumerate(scores.labels):
         truth, score, decision = scores.y_true[:, j], scores.y_score[:, j], scores.y_pred[:, j]
         known = {name: rows & ~np.isnan(truth) for name, rows in published.items()}
         large = {name: rows for name, rows in known.items() if rows.sum() >= min_cell}
-        cells = _masked(groups, large)
-        judged = group_aucs(truth, score, groups=cells)
+        cells = _coded(code, large, len(groups))
+        areas = group_aucs(truth, score, groups=cells)
+        judged = {name: areas[code[name]] for name in large if code[name] in areas}
         values = {
             "es_auc": es_auc(truth, score, groups=cells),
-            "dpd": demographic_parity_difference(decision, groups=_masked(groups, published)),
+            "dpd": demographic_parity_difference(decision, groups=_coded(code, published, len(groups))),
             "eod": equalized_odds_difference(truth, decision, groups=cells),
             "tpr_gap": true_positive_rate_difference(truth, decision, groups=cells),
             "fpr_gap": false_positive_rate_difference(truth, decision, groups=cells),
@@ -187,11 +199,12 @@ def _judge_attribute(scores: Scores, groups: np.ndarray, min_cell: int) -> dict[
                 name: _number(value) if len(published if name == "dpd" else judged) > 1 else None
                 for name, value in values.items()
             },
+            "worst_group_auc": _pick(min, judged.values()),
             "groups": {
                 name: {
                     **_cell(truth[rows], score[rows], decision[rows], judged.get(name), min_cell),
                     # Of all members, as in the parity gap: what is decided needs no truth.
-                    "selection_rate": _mean(decision[published[name]]),
+                    "selection_rate": _mean_known(decision[published[name]]),
                 }
                 for name, rows in large.items()
             },
@@ -199,7 +212,8 @@ def _judge_attribute(scores: Scores, groups: np.ndarray, min_cell: int) -> dict[
         for name, rows in known.items():
             if name not in judged:
                 reason = _reason(truth[rows]) if name in large else f"fewer than {min_cell} known labels"
-                unjudged.append({"label": label, "group": name, "reason": reason})
+                counts = _counts(truth[rows], min_cell)
+                unjudged.append({"label": label, "group": name, "reason": reason, **counts})
     found = {name: _group(scores, name, rows, labels, min_cell) for name, rows in members}
     total = sum(int(rows.sum()) for _, rows in members)
     result: dict[str, Any] = {"n": total, "unknown": len(groups) - total}
@@ -227,7 +241,18 @@ def _group(scores: Scores, name: str, rows: np.ndarray, labels: dict[str, Any], 
     count = int(rows.sum())
     if count < min_cell:
         nothing = dict.fromkeys(
-            ("positives", "auc", "accuracy", "selection_rate", "prevalence", "tpr", "fpr", "ece", "brier")
+            (
+                "positives",
+                "auc",
+                "accuracy",
+                "balanced_accuracy",
+                "selection_rate",
+                "prevalence",
+                "tpr",
+                "fpr",
+                "ece",
+                "brier",
+            )
         )
         return {"n": f"<{min_cell}", **nothing}
     cells = [label["groups"][name] for label in labels.values() if name in label["groups"]]
@@ -235,6 +260,10 @@ def _group(scores: Scores, name: str, rows: np.ndarray, labels: dict[str, Any], 
         "n": count,
         "positives": cells[0]["positives"] if scores.kind == "binary" and cells else None,
         "accuracy": _accuracy(scores.kind, scores.y_true[rows], scores.y_pred[rows]),
+        # Of several classes it is the mean recall of those that are there.
+        "balanced_accuracy": _mean(
+            cell["tpr" if scores.kind == "multiclass" else "balanced_accuracy"] for cell in cells
+        ),
         **{metric: _mean(cell[metric] for cell in cells) for metric in ("auc", "tpr", "fpr", "ece", "brier")},
         # With exactly one class true and one chosen per image, means over the classes are constants and say nothing.
         **{
@@ -249,15 +278,35 @@ def _cell(
 ) -> dict[str, Any]:
     tpr, fpr = rates(truth, decision)
     return {
-        "n": len(truth),
-        "positives": shown_count(int(truth.sum()), total=len(truth), min_cell=min_cell),
+        **_counts(truth, min_cell),
         "auc": None if area is None else _number(area),
+        "accuracy": _number(accuracy(truth, decision)),
+        "balanced_accuracy": _number(balanced_accuracy(truth, decision)),
         "prevalence": _prevalence(truth, min_cell),
         "tpr": _number(tpr),
         "fpr": _number(fpr),
         "ece": _number(expected_calibration_error(truth, score)),
         "brier": _number(brier(truth, score)),
     }
+
+
+def _of_label(truth: np.ndarray, score: np.ndarray, decision: np.ndarray, area: float, min_cell: int) -> dict[str, Any]:
+    """One label's numbers over all images, whatever their groups."""
+    known = ~np.isnan(truth)
+    if known.sum() < min_cell:
+        return _counts(truth, min_cell)
+    return {
+        **_cell(truth[known], score[known], decision[known], area, min_cell),
+        "selection_rate": _mean_known(decision),
+    }
+
+
+def _counts(truth: np.ndarray, min_cell: int) -> dict[str, Any]:
+    """How many truths are known, and how many of them are positive, fit for publication."""
+    known = int((~np.isnan(truth)).sum())
+    if known < min_cell:
+        return {"n": f"<{min_cell}", "positives": None}
+    return {"n": known, "positives": shown_count(int((truth == 1).sum()), total=known, min_cell=min_cell)}
 
 
 def _prevalence(truth: np.ndarray, min_cell: int) -> float | None:
@@ -284,10 +333,11 @@ def _reason(truth: np.ndarray) -> str:
     return "no negatives" if (truth == 1).any() else "no positives"
 
 
-def _masked(groups: np.ndarray, kept: dict[Any, np.ndarray]) -> np.ndarray:
-    values = np.full(len(groups), None, dtype=object)
+def _coded(code: dict[Any, int], kept: dict[Any, np.ndarray], count: int) -> np.ndarray:
+    """The groups that are kept as numbers, int64 [count]; -1 elsewhere."""
+    values = np.full(count, -1)
     for name, rows in kept.items():
-        values[rows] = name
+        values[rows] = code[name]
     return values
 
 

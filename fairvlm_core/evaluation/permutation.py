@@ -8,14 +8,16 @@ finding and those who do not, apart, for the latter.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pandas as pd
 
 from fairvlm_core.compiled import compiled
 from fairvlm_core.evaluation.judgement import with_intersection
-from fairvlm_core.evaluation.metrics import groups_in
+from fairvlm_core.evaluation.metrics import auc, groups_in
 from fairvlm_core.evaluation.predictions import Scores
-from fairvlm_core.evaluation.resampling import patient_codes
+from fairvlm_core.evaluation.resampling import LANES, counted, patient_codes, wins
 from fairvlm_core.evaluation.significance import holm
 
 PERMUTATIONS = 1000
@@ -82,99 +84,95 @@ def _of_label(
         if within:
             np.maximum.at(stratum, people, positive.astype(np.int64))
         ends = np.flatnonzero(np.append(np.diff(score[order]) != 0, True)) + 1
-        values = _shuffled_gaps(
-            people,
-            first,
-            stratum,
-            ends,
-            positive,
-            decision[order] == 1,
-            len(compared),
-            permutations,
-            np.random.default_rng(seed),
-        )
+        told = 2 * positive + (decision[order] == 1)
+        area = auc(positive, score[order]) if within else None
+        blocks = [
+            _gaps(dealt, people, ends, told, len(compared), area)
+            for dealt in _deals(first, stratum, len(compared), permutations, seed)
+        ]
         for gap in gaps:
-            column = values[:, ("es_auc", "tpr_gap", "fpr_gap", "eod", "dpd").index(gap)]
+            values = np.concatenate([block[gap] for block in blocks])
+            observed, shuffled = values[0], values[LANES : LANES + permutations]
             # A small ES-AUC is a large gap; rounding must not tell equal gaps apart.
-            extreme = column[1:] <= column[0] + 1e-12 if gap == "es_auc" else column[1:] >= column[0] - 1e-12
-            found[gap] = (1 + int((extreme | np.isnan(column[1:])).sum())) / (1 + permutations)
+            extreme = shuffled <= observed + 1e-12 if gap == "es_auc" else shuffled >= observed - 1e-12
+            found[gap] = (1 + int((extreme | np.isnan(shuffled)).sum())) / (1 + permutations)
+    return found
+
+
+def _deals(first: np.ndarray, stratum: np.ndarray, groups: int, permutations: int, seed: int) -> Iterator[np.ndarray]:
+    """Blocks of the patients' groups, uint16 [people, LANES]: as they are, and then anew in each lane of each block."""
+    yield np.repeat(first.astype(np.uint16)[:, None], LANES, axis=1)
+    sizes = np.bincount(stratum * groups + first, minlength=2 * groups).reshape(2, groups)
+    for start in range(0, permutations, LANES):
+        yield _dealt(stratum, sizes, np.uint64(seed), start)
+
+
+def _gaps(
+    dealt: np.ndarray, people: np.ndarray, ends: np.ndarray, told: np.ndarray, groups: int, area: float | None
+) -> dict[str, np.ndarray]:
+    """The gaps in each lane, float64 [LANES]; NaN where a group lacks positives or negatives.
+
+    Args:
+        dealt: uint16 [people, LANES].
+        people: of each row [n], the rows in rising order of score.
+        ends: closes each run of equal scores.
+        told: of each row [n], 2 x truth + decision.
+        groups: G.
+        area: everybody's AUC, which no deal changes; without it there is no ES-AUC.
+    """
+    rows, alone = dealt[people], np.zeros((len(people), 1), dtype=np.int32)
+    counts, won = np.empty((groups, 4, LANES)), np.empty((groups, LANES))
+    for g in range(groups):
+        inside = (rows == g).view(np.uint8)
+        counts[g] = counted(inside, told, 4)
+        if area is not None:
+            won[g] = wins(inside, ends, told > 1, alone, 1)[0]
+    cleared, alarms, missed, hits = counts.swapaxes(0, 1)
+    with np.errstate(invalid="ignore"):
+        tpr, fpr = np.ptp(hits / (hits + missed), axis=0), np.ptp(alarms / (alarms + cleared), axis=0)
+        found = {"tpr_gap": tpr, "fpr_gap": fpr, "eod": np.maximum(tpr, fpr)}
+        found["dpd"] = np.ptp((hits + alarms) / counts.sum(1), axis=0)
+        if area is not None:
+            each = won / ((hits + missed) * (alarms + cleared))
+            found["es_auc"] = area / (1 + np.abs(area - each).sum(0))
     return found
 
 
 @compiled
-def _shuffled_gaps(
-    people: np.ndarray,
-    group: np.ndarray,
-    stratum: np.ndarray,
-    ends: np.ndarray,
-    positive: np.ndarray,
-    decided: np.ndarray,
-    groups: int,
-    permutations: int,
-    rng: np.random.Generator,
-) -> np.ndarray:
-    """The gaps as they are (row 0) and after each shuffle, float64 [permutations + 1, 5]: es_auc, tpr, fpr, eod, dpd.
+def _dealt(stratum: np.ndarray, sizes: np.ndarray, seed: np.uint64, start: int) -> np.ndarray:
+    """Names dealt out among the patients of each stratum, uint16 [people, LANES], as from an urn: splitmix64.
 
-    `people` is the patient of each row, rows in rising order of score; `group` and `stratum` are each patient's, and
-    names are dealt out within a stratum; `ends` closes each run of equal scores.
+    Args:
+        stratum: of each patient, int64 [people].
+        sizes: how many patients of each stratum have each name, int64 [S, G].
     """
-    found = np.empty((permutations + 1, 5))
-    dealt = group.copy()
-    # One row more: everybody.
-    below, wins = np.zeros(groups + 1), np.zeros(groups + 1)
-    counts = np.zeros((groups + 1, 2, 2))
-    members = np.flatnonzero(stratum == 0), np.flatnonzero(stratum == 1)
-    for turn in range(permutations + 1):
-        if turn:
-            for inside in members:
-                for i in range(len(inside) - 1, 0, -1):
-                    other = rng.integers(0, i + 1)
-                    a, b = inside[i], inside[other]
-                    dealt[a], dealt[b] = dealt[b], dealt[a]
-        below[:], wins[:], counts[:] = 0.0, 0.0, 0.0
-        start = np.int64(0)
-        for end in ends:
-            for i in range(start, end):
-                g = dealt[people[i]]
-                counts[g, int(positive[i]), int(decided[i])] += 1
-                if positive[i]:
-                    wins[g] += below[g] / 2
-                    wins[groups] += below[groups] / 2
-            for i in range(start, end):
-                if not positive[i]:
-                    below[dealt[people[i]]] += 1
-                    below[groups] += 1
-            for i in range(start, end):
-                if positive[i]:
-                    g = dealt[people[i]]
-                    wins[g] += below[g] / 2
-                    wins[groups] += below[groups] / 2
-            start = end
-        counts[groups] = counts[:groups].sum(0)
-        area, apart = 0.0, 0.0
-        low, high = np.full(3, np.inf), np.full(3, -np.inf)
-        all_pairs = counts[groups, 1].sum() * counts[groups, 0].sum()
-        if all_pairs > 0:
-            area = wins[groups] / all_pairs
-        for g in range(groups):
-            ill, well = counts[g, 1].sum(), counts[g, 0].sum()
-            rates = (
-                counts[g, 1, 1] / ill if ill else np.nan,
-                counts[g, 0, 1] / well if well else np.nan,
-                (counts[g, 1, 1] + counts[g, 0, 1]) / (ill + well) if ill + well else np.nan,
-            )
-            apart += abs(area - wins[g] / (ill * well)) if ill * well else np.nan
-            for k in range(3):
-                if np.isnan(rates[k]) or np.isnan(low[k]):
-                    low[k], high[k] = np.nan, np.nan
-                else:
-                    low[k], high[k] = min(low[k], rates[k]), max(high[k], rates[k])
-        gaps = high - low
-        found[turn, 0] = area / (1 + apart)
-        found[turn, 1], found[turn, 2], found[turn, 3], found[turn, 4] = (
-            gaps[0],
-            gaps[1],
-            max(gaps[0], gaps[1]),
-            gaps[2],
+    strata, groups = sizes.shape
+    dealt = np.zeros((len(stratum), LANES), dtype=np.uint16)
+    left = np.empty((strata, groups, LANES), dtype=np.int64)
+    state, draw = np.empty(LANES, dtype=np.uint64), np.empty(LANES, dtype=np.int64)
+    total = sizes.sum(1)
+    for lane in range(LANES):
+        left[:, :, lane] = sizes
+        state[lane] = (seed + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15) ^ (
+            np.uint64(start + lane) * np.uint64(0xD1B54A32D192ED03)
         )
-    return found
+    for i in range(len(stratum)):
+        row, remaining, names = dealt[i], np.uint64(total[stratum[i]]), left[stratum[i]]
+        for lane in range(LANES):
+            state[lane] += np.uint64(0x9E3779B97F4A7C15)
+            z = state[lane]
+            z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+            z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+            z = z ^ (z >> np.uint64(31))
+            draw[lane] = ((z >> np.uint64(32)) * remaining) >> np.uint64(32)
+        for g in range(groups - 1):
+            of_name = names[g]
+            for lane in range(LANES):
+                draw[lane] -= of_name[lane]
+                row[lane] += draw[lane] >= 0
+        for g in range(groups):
+            of_name = names[g]
+            for lane in range(LANES):
+                of_name[lane] -= row[lane] == g
+        total[stratum[i]] -= 1
+    return dealt

@@ -38,6 +38,7 @@ SCHEMA = pa.schema(
 Y_PRED = pa.field("y_pred", pa.int8())
 # `predict` adds this one where the model also answered in words: what the answer says, null where it is undecided.
 Y_ANSWER = pa.field("y_answer", pa.int8())
+TYPES = {field.name: field.type for field in (*SCHEMA, Y_PRED, Y_ANSWER)}
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ def read_predictions(path: Path) -> pa.Table:
         raise PredictionsError("The predictions are missing.", where=str(file), mend="Run `fairvlm predict` first.")
     text = any(suffix.lower() in (".csv", ".tsv") for suffix in file.suffixes[-2:])
     first = 2 if text else 0  # number of the first row
-    table = _read_text(file) if text else _read_parquet(file)
+    table = _typed(_read_text(file) if text else _read_parquet(file), file, first)
     for name in ("sample_id", "label", "y_true", "y_score"):
         if name not in table.column_names:
             raise PredictionsError(
@@ -139,11 +140,19 @@ def read_predictions(path: Path) -> pa.Table:
             table = table.append_column(field, pa.array([defaults.get(field.name)] * len(table), field.type))
     if not len(table):
         raise PredictionsError("There are no predictions.", where=str(file), mend="Give a row per image and label.")
+    for name in (field.name for field in SCHEMA if not field.nullable and field.name != "y_score"):
+        missing = np.flatnonzero(table.column(name).is_null().to_numpy())
+        if len(missing):
+            raise PredictionsError(
+                f"{len(missing):,} of {len(table):,} rows have no {name}.",
+                where=f"{file}, row {missing[0] + first}, column {name}",
+                mend="Give every row one.",
+            )
     score = table.column("y_score").to_numpy().astype(float)
     bad = np.flatnonzero(~((score >= 0) & (score <= 1)))
     if len(bad):
         raise PredictionsError(
-            f"{len(bad)} scores are not probabilities.",
+            f"{len(bad):,} of {len(score):,} scores are not probabilities.",
             where=f"{file}, row {bad[0] + first}, column y_score",
             mend="Give a number between 0 and 1 for every row.",
         )
@@ -154,7 +163,9 @@ def read_predictions(path: Path) -> pa.Table:
         bad = np.flatnonzero(~(np.isnan(told) | (told == 0) | (told == 1)))
         if len(bad):
             raise PredictionsError(
-                f"{what} is neither 0, 1 nor empty.", where=f"{file}, row {bad[0] + first}, column {name}"
+                f"{what} is neither 0, 1 nor empty.",
+                where=f"{file}, row {bad[0] + first}, column {name}",
+                mend="Write 1 for yes and 0 for no, and leave the cell empty where it is unknown.",
             )
     _refuse_mixed(table, file, first)
     return table
@@ -174,12 +185,11 @@ def _read_text(file: Path) -> pa.Table:
     from pyarrow import csv
 
     tabs = any(suffix.lower() == ".tsv" for suffix in file.suffixes[-2:])
-    types = {field.name: field.type for field in (*SCHEMA, Y_PRED, Y_ANSWER)}
     as_text = csv.ConvertOptions(
-        column_types=dict.fromkeys(types, pa.string()), strings_can_be_null=True, null_values=[""]
+        column_types=dict.fromkeys(TYPES, pa.string()), strings_can_be_null=True, null_values=[""]
     )
     try:
-        table = csv.read_csv(
+        return csv.read_csv(
             file, parse_options=csv.ParseOptions(delimiter="\t" if tabs else ","), convert_options=as_text
         )
     except pa.ArrowInvalid as error:
@@ -187,44 +197,69 @@ def _read_text(file: Path) -> pa.Table:
         raise PredictionsError(
             f"This is not a table ({what}).", where=str(file), mend="Give every row as many cells as the header."
         ) from None
+
+
+def _typed(table: pa.Table, file: Path, first: int) -> pa.Table:
+    """Ids, labels and groups as text, all else as numbers, whichever way they were written."""
     for place, name in enumerate(table.column_names):
-        if name not in types or types[name] == pa.string():
+        if name not in TYPES:
             continue
-        column = table.column(place)
-        number = pd.to_numeric(column.to_pandas(), errors="coerce").to_numpy(dtype=float)
-        bad = np.flatnonzero(np.isnan(number) & column.is_valid().to_numpy())
-        whole = types[name] != pa.float32()
-        if whole and not len(bad):
-            bad = np.flatnonzero(~np.isnan(number) & (number != np.floor(number)))
-        if len(bad):
+        column, as_text = table.column(place), TYPES[name] == pa.string()
+        of_numbers = pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
+        if TYPES[name] == column.type or (of_numbers and not as_text):
+            continue
+        try:
+            made = column.cast(pa.string()) if as_text else _numbers(column, name, file, first)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
             raise PredictionsError(
-                f"A value of {name} is no {'whole ' * whole}number.",
-                where=f"{file}, row {bad[0] + 2}, column {name}",
-                mend="Write a number, or leave the cell blank where it is unknown.",
-            )
-        kind = pa.int64() if whole else pa.float64()
-        table = table.set_column(place, name, pa.array(number, kind, from_pandas=True, safe=False))
+                f"The column {name} holds values of the type {column.type}.",
+                where=f"{file}, column {name}",
+                mend=f"Write {'text' if as_text else 'numbers'}.",
+            ) from None
+        table = table.set_column(place, name, made)
     return table
 
 
+def _numbers(column: pa.ChunkedArray, name: str, file: Path, first: int) -> pa.Array | pa.ChunkedArray:
+    """Numbers out of text or of true and false."""
+    if pa.types.is_boolean(column.type):
+        return column.cast(pa.int8())
+    number = pd.to_numeric(column.cast(pa.string()).to_pandas(), errors="coerce").to_numpy(dtype=float)
+    bad = np.flatnonzero(np.isnan(number) & column.is_valid().to_numpy())
+    whole = TYPES[name] != pa.float32()
+    if whole and not len(bad):
+        bad = np.flatnonzero(~np.isnan(number) & (number != np.floor(number)))
+    if len(bad):
+        raise PredictionsError(
+            f"A value of {name} is no {'whole ' * whole}number.",
+            where=f"{file}, row {bad[0] + first}, column {name}",
+            mend="Write 1 for yes and 0 for no, and leave the cell empty where it is unknown."
+            if TYPES[name] == pa.int8()
+            else "Write a number in every row.",
+        )
+    return pa.array(number, pa.int64() if whole else pa.float64(), from_pandas=True, safe=False)
+
+
 def _refuse_mixed(table: pa.Table, file: Path, first: int) -> None:
-    """A row that stands there twice, and a patient who is in two splits."""
+    """A row that stands there twice, and a patient or an image that is in two splits."""
     frame = table.select(["sample_id", "label", "model", "seed", "split", "patient_id"]).to_pandas()
     twice = frame.duplicated(["sample_id", "label", "model", "seed", "split"]).to_numpy()
     if twice.any():
         raise PredictionsError(
-            f"{int(twice.sum())} rows repeat an image and label of the same model.",
+            f"{int(twice.sum()):,} of {len(table):,} rows repeat an image and label of the same model.",
             where=f"{file}, row {int(np.flatnonzero(twice)[0]) + first}, column sample_id",
             mend="Keep one row per image, label and model.",
         )
-    told = frame[frame["patient_id"].notna()].drop_duplicates(["model", "seed", "patient_id", "split"])
-    leaking = told[told.duplicated(["model", "seed", "patient_id"])]
-    if len(leaking):
-        raise PredictionsError(
-            f"{leaking['patient_id'].nunique()} patients are in two splits, so that what was tuned is judged on them.",
-            where=f"{file}, row {int(leaking.index[0]) + first}, column patient_id",
-            mend="Split by patient, and predict again.",
-        )
+    for name, who in (("patient_id", "patients"), ("sample_id", "images")):
+        told = frame[frame[name].notna()].drop_duplicates(["model", "seed", name, "split"])
+        leaking = told[told.duplicated(["model", "seed", name])]
+        if len(leaking):
+            raise PredictionsError(
+                f"{leaking[name].nunique():,} of {told[name].nunique():,} {who} are in two splits, so that what was "
+                "tuned is judged on them.",
+                where=f"{file}, row {int(leaking.index[0]) + first}, column {name}",
+                mend="Split by patient, and predict again.",
+            )
 
 
 def kind_of(table: pa.Table) -> str:
@@ -253,10 +288,12 @@ def scores(table: pa.Table, split: str, *, model: str | None = None, labels: Seq
     names = tuple(labels or dict.fromkeys(frame["label"]))
     ids = frame["sample_id"].drop_duplicates().to_numpy(dtype=object)
     if len(frame) != len(ids) * len(names) or frame.duplicated(["sample_id", "label"]).any():
+        rows = frame["label"].value_counts()
+        off = next((name for name in rows.index if rows[name] != len(ids)), names[0])
         raise PredictionsError(
-            "Each image needs exactly one row per label.",
-            where=f"split {split}",
-            mend="Remove repeated rows, add missing ones.",
+            f'Each image needs exactly one row per label: of {len(ids):,} images, "{off}" has {rows[off]:,} rows.',
+            where=f"split {split}, column label",
+            mend="Remove repeated rows; add missing ones, with an empty y_true where the truth is unknown.",
         )
     place = {name: j for j, name in enumerate(names)}
     row = frame["sample_id"].map({name: i for i, name in enumerate(ids)}).to_numpy()

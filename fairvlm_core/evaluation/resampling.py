@@ -133,7 +133,7 @@ def label_sums(
     made = {name: np.empty((groups, resamples)) for name in Sums.__dataclass_fields__}
     for start, block in zip(range(0, resamples, LANES), weights(order), strict=True):
         count = min(LANES, resamples - start)
-        counts = _counted(block, place, width * 9).reshape(width, 3, 3, LANES)
+        counts = counted(block, place, width * 9).reshape(width, 3, 3, LANES)
         by_group = np.tensordot(belongs, counts, axes=(1, 0))  # [G, truth, decision, LANES]
         off = _weighed(block, binned, surplus, width * BINS).reshape(width, BINS, LANES)
         part = {
@@ -143,7 +143,7 @@ def label_sums(
             "negatives": by_group[:, 0].sum(1),
             "hits": by_group[:, 1, 1],
             "false_alarms": by_group[:, 0, 1],
-            "wins": _wins(block, ends, positive, by_row, groups),
+            "wins": wins(block, ends, positive, by_row, groups),
             "squares": belongs @ _weighed(block, cell[:known], surplus**2, width),
             "miscalibration": np.abs(np.tensordot(belongs, off, axes=(1, 0))).sum(1),
         }
@@ -184,7 +184,7 @@ def _drawn(people: int, seed: np.uint64, start: int) -> np.ndarray:
 
 
 @compiled
-def _wins(rows: np.ndarray, ends: np.ndarray, positive: np.ndarray, codes: np.ndarray, groups: int) -> np.ndarray:
+def wins(rows: np.ndarray, ends: np.ndarray, positive: np.ndarray, codes: np.ndarray, groups: int) -> np.ndarray:
     """Weighted pairs ranked rightly, [G, LANES]; weights [n, LANES] and codes [n, C] in rising order of score.
 
     `ends` closes each run of equal scores. A view of a row for each loop over the lanes: so the compiler sees that
@@ -231,7 +231,7 @@ def _add(below: np.ndarray, row: np.ndarray, codes: np.ndarray, weight: np.ndarr
 
 
 @compiled
-def _counted(block: np.ndarray, place: np.ndarray, places: int) -> np.ndarray:
+def counted(block: np.ndarray, place: np.ndarray, places: int) -> np.ndarray:
     """Weights summed per place, [places, LANES]."""
     found = np.zeros((places, LANES))
     for row in range(len(place)):

@@ -136,6 +136,63 @@ def test_multilabel_judgement_ignores_unknown_truth():
     assert result["overall"]["exact_match"] == pytest.approx(right.mean(), abs=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["binary", "multiclass", "multilabel"])
+def test_each_label_by_itself_is_as_scikit_learn_says(kind):
+    given, result = judged(kind)
+    assert list(result["per_label"]) == list(given.labels)
+    everybody = np.ones(len(given.sample_ids), dtype=bool)
+    cells = [(label, result["per_label"][label], everybody) for label in given.labels]
+    for name, rows in (("female", given.groups["sex"] == "female"), ("male", given.groups["sex"] == "male")):
+        of = result["attributes"]["sex"]["labels"]
+        cells += [(label, of[label]["groups"][name], rows) for label in given.labels]
+    for label, found, rows in cells:
+        j = given.labels.index(label)
+        known = rows & ~np.isnan(given.y_true[:, j])
+        truth, score, decision = (x[known, j] for x in (given.y_true, given.y_score, given.y_pred))
+        expected = {
+            "n": known.sum(),
+            "positives": truth.sum(),
+            "prevalence": truth.mean(),
+            "auc": sklearn_metrics.roc_auc_score(truth, score),
+            "accuracy": sklearn_metrics.accuracy_score(truth, decision),
+            "balanced_accuracy": sklearn_metrics.balanced_accuracy_score(truth, decision),
+            "tpr": sklearn_metrics.recall_score(truth, decision),
+            "fpr": 1 - sklearn_metrics.recall_score(truth, decision, pos_label=0),
+            "brier": sklearn_metrics.brier_score_loss(truth, score),
+            "selection_rate": given.y_pred[rows, j].mean(),
+        }
+        if isinstance(found["positives"], str):  # few, so neither they nor their share are told
+            assert min(truth.sum(), len(truth) - truth.sum()) < result["min_cell"]
+            assert found["prevalence"] is None
+            del expected["positives"], expected["prevalence"]
+        assert {key: found[key] for key in expected} == pytest.approx(expected, abs=2e-6), label
+    for label, of in result["attributes"]["sex"]["labels"].items():
+        assert of["worst_group_auc"] == min(group["auc"] for group in of["groups"].values()), label
+
+
+def test_balanced_accuracy_of_a_group():
+    given, result = judged("multiclass")
+    women = given.groups["sex"] == "female"
+    truth, decision = given.y_true[women].argmax(axis=1), given.y_pred[women].argmax(axis=1)
+    assert result["attributes"]["sex"]["groups"]["female"]["balanced_accuracy"] == pytest.approx(
+        sklearn_metrics.balanced_accuracy_score(truth, decision), abs=2e-6
+    )
+    given, result = judged("multilabel")
+    of = result["attributes"]["sex"]["labels"]
+    each = [of[label]["groups"]["female"]["balanced_accuracy"] for label in given.labels]
+    assert result["attributes"]["sex"]["groups"]["female"]["balanced_accuracy"] == pytest.approx(
+        np.mean(each), abs=2e-6
+    )
+
+
+def test_label_with_few_known_truths_says_so_and_nothing_else():
+    given, _ = judged("multilabel")
+    truth = given.y_true.copy()
+    truth[9:, 1] = np.nan
+    found = judge(dataclasses.replace(given, y_true=truth))["per_label"][given.labels[1]]
+    assert found == {"n": "<10", "positives": None}
+
+
 def test_small_groups_are_suppressed_and_take_no_part_in_gaps():
     given, result = judged("binary")
     race = result["attributes"]["race"]
@@ -152,7 +209,8 @@ def test_small_groups_are_suppressed_and_take_no_part_in_gaps():
 def test_group_without_positives_is_listed_with_its_reason():
     _, result = judged("binary")
     race = result["attributes"]["race"]
-    assert race["unjudged"] == [{"label": "glaucoma", "group": "Asian", "reason": "no positives"}]
+    counts = {"n": race["groups"]["Asian"]["n"], "positives": "<10"}
+    assert race["unjudged"] == [{"label": "glaucoma", "group": "Asian", "reason": "no positives", **counts}]
     assert race["groups"]["Asian"]["auc"] is None
     assert race["groups"]["Asian"]["positives"] == "<10"
     assert race["groups"]["Asian"]["n"] >= 10

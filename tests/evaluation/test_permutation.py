@@ -17,7 +17,7 @@ from fairvlm_core.evaluation.metrics import (
     es_auc,
     true_positive_rate_difference,
 )
-from fairvlm_core.evaluation.permutation import gap_p_values
+from fairvlm_core.evaluation.permutation import _deals, gap_p_values
 from fairvlm_core.evaluation.significance import delong
 
 
@@ -113,6 +113,28 @@ def test_several_labels_are_corrected():
     ]
     each = [gap_p_values(one, permutations=500)["race"]["eod"] for one in single]
     assert gap_p_values(scores, permutations=500)["race"]["eod"] == pytest.approx(min(1, 3 * min(each)))
+
+
+def test_names_are_dealt_evenly_within_each_stratum():
+    rng = np.random.default_rng(0)
+    first, stratum = rng.choice(3, 60, p=[0.2, 0.3, 0.5]), rng.integers(0, 2, 60)
+    same, *blocks = _deals(first, stratum, 3, 2000, seed=1)
+    assert (same == first[:, None]).all()
+    lanes = np.concatenate(blocks, axis=1)
+    for value in (0, 1):
+        inside = stratum == value
+        counts = np.bincount(first[inside], minlength=3)
+        assert all((np.bincount(lane, minlength=3) == counts).all() for lane in lanes[inside].T)
+        # Every patient has a name as often as there are such names, and two patients share one as in an urn.
+        shares = np.array([(lanes[inside] == g).mean(axis=1) for g in range(3)])
+        assert np.abs(shares - (counts / inside.sum())[:, None]).max() < 4.5 * np.sqrt(0.25 / lanes.shape[1])
+        together = np.mean((lanes[inside][0] == 2) & (lanes[inside][-1] == 2))
+        urn = counts[2] * (counts[2] - 1) / (inside.sum() * (inside.sum() - 1))
+        assert abs(together - urn) < 4.5 * np.sqrt(0.25 / lanes.shape[1])
+    assert len(np.unique(lanes, axis=1).T) == lanes.shape[1]
+    assert any(
+        (block != other).any() for block, other in zip(blocks, _deals(first, stratum, 3, 64, seed=2), strict=False)
+    )
 
 
 def test_delong_is_its_formula_over_pairs():

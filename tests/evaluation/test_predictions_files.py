@@ -71,7 +71,12 @@ def test_the_command_reports_on_a_csv_file(tmp_path):
         ("i0,p0,test,edema,2,0.2,female,0-39", ["neither 0, 1 nor empty", "row 5, column y_true"]),
         ("i0,p0,test,edema,0.5,0.2,female,0-39", ["no whole number", "row 5, column y_true"]),
         ("i2,p1,test,edema,1,0.2,female,0-39", ["repeat an image", "row 5, column sample_id"]),
-        ("i9,p0,test,edema,1,0.2,female,0-39", ["1 patients are in two splits", "row 5, column patient_id"]),
+        ("i9,p0,test,edema,1,0.2,female,0-39", ["1 of 2 patients are in two splits", "row 5, column patient_id"]),
+        ("i2,,validation,edema,1,0.2,female,0-39", ["1 of 3 images are in two splits", "row 5, column sample_id"]),
+        (",p8,test,edema,1,0.2,female,0-39", ["1 of 4 rows have no sample_id", "row 5, column sample_id"]),
+        ("i8,p8,,edema,1,0.2,female,0-39", ["1 of 4 rows have no split", "row 5, column split"]),
+        ("i8,p8,test,,1,0.2,female,0-39", ["1 of 4 rows have no label", "row 5, column label"]),
+        ("i8,p8,test,edema,yes,0.2,female,0-39", ["no whole number", "row 5, column y_true", "1 for yes"]),
         ("i9,p9,test,edema,1", ["not a table"]),
     ],
 )
@@ -90,6 +95,63 @@ def test_what_is_wrong_is_named_and_not_shown(tmp_path, row, words):
     assert "SECRET" not in str(caught.value)
 
 
+def columns(**changed):
+    """Three sound rows in the types that Parquet has, but for what is changed."""
+    sound = {
+        "sample_id": ["i0", "i1", "i2"],
+        "label": ["edema"] * 3,
+        "y_true": pa.array([0, 1, None], pa.int8()),
+        "y_score": [0.1, 0.7, 0.2],
+        "sex": ["female", "male", None],
+    }
+    return pa.table({**sound, **changed})
+
+
+def test_parquet_may_hold_other_types_of_the_same_values(tmp_path):
+    pq.write_table(columns(), tmp_path / "sound.parquet")
+    others = columns(
+        sample_id=[0, 1, 2],
+        label=pa.array(["edema"] * 3).dictionary_encode(),
+        y_true=pa.array([False, True, None]),
+        y_score=["0.1", "0.7", "0.2"],
+        sex=[1, 2, None],
+    )
+    pq.write_table(others, tmp_path / "others.parquet")
+    sound, same = (scores(read_predictions(tmp_path / f"{name}.parquet"), "test") for name in ("sound", "others"))
+    assert same.sample_ids.tolist() == ["0", "1", "2"]
+    assert same.groups["sex"].tolist() == ["1", "2", None]
+    for name in ("y_true", "y_score"):
+        np.testing.assert_array_equal(getattr(same, name), getattr(sound, name))
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"y_true": ["0", "SECRET", None]}, ["no whole number", "row 1, column y_true"]),
+        ({"y_score": ["0.1", "0.2", "SECRET"]}, ["no number", "row 2, column y_score"]),
+        ({"y_score": [0.1, float("nan"), 0.2]}, ["1 of 3 scores", "row 1, column y_score"]),
+        ({"y_score": pa.array([0.1, 0.2, None])}, ["1 of 3 scores", "row 2, column y_score"]),
+        ({"y_true": [0.0, 0.5, 1.0]}, ["neither 0, 1 nor empty", "row 1, column y_true", "1 for yes"]),
+        ({"sample_id": pa.array(["i0", None, "i2"])}, ["have no sample_id", "row 1, column sample_id"]),
+        ({"sex": [["female"], ["male"], None]}, ["column sex holds values of the type list"]),
+        ({"y_true": [[0], [1], None]}, ["column y_true holds values of the type list"]),
+    ],
+)
+def test_what_is_wrong_in_parquet_is_named_and_not_shown(tmp_path, changed, words):
+    pq.write_table(columns(**changed), tmp_path / "p.parquet")
+    with pytest.raises(PredictionsError) as caught:
+        read_predictions(tmp_path / "p.parquet")
+    for word in words:
+        assert word in str(caught.value)
+    assert "SECRET" not in str(caught.value)
+
+
+def test_a_label_that_lacks_images_is_named(tmp_path):
+    rows = [f"i{i},p{i},test,{label},1,0.2,," for i in range(3) for label in ("edema", "effusion")]
+    with pytest.raises(PredictionsError, match='of 3 images, "effusion" has 2 rows'):
+        scores(read_predictions(write(tmp_path / "p.csv", rows[:-1])), "test")
+
+
 def test_files_that_hold_nothing(tmp_path):
     with pytest.raises(PredictionsError, match="no predictions"):
         read_predictions(write(tmp_path / "p.csv", []))
@@ -103,7 +165,7 @@ def test_files_that_hold_nothing(tmp_path):
 def test_one_class_and_one_group_are_told_in_the_report(tmp_path):
     rows = [f"i{i},p{i},test,edema,1,0.{i % 9 + 1},female,0-39" for i in range(40)]
     judged = judge(decided(scores(read_predictions(write(tmp_path / "p.csv", rows)), "test"), {"edema": 0.5}))
-    assert judged["unjudged"] == [{"label": "edema", "reason": "no negatives"}]
+    assert judged["unjudged"] == [{"label": "edema", "reason": "no negatives", "n": 40, "positives": 40}]
     assert judged["attributes"]["sex"]["dpd"] is None
     answer = CliRunner().invoke(app, ["report", str(tmp_path / "p.csv"), "--out", str(tmp_path / "r.html")])
     assert answer.exit_code == 0

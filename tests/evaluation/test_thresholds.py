@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+from itertools import pairwise
+
 import generated_predictions as generated
 import numpy as np
 import pytest
@@ -9,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score
 
+from fairvlm_core.evaluation import thresholds
 from fairvlm_core.evaluation.predictions import scores
 from fairvlm_core.evaluation.thresholds import add_decisions, decide, decided, f1, tune
 
@@ -42,6 +46,64 @@ def test_threshold_is_the_best_of_all_and_the_nearest_to_one_half(rows):
         assert found == 0.5
     elif below and found <= 0.5:
         assert found == max(below)
+
+
+def naive(truth, score, rule, target):
+    """Every interval of thresholds that decide alike, one by one, in whole numbers; the first of the nearest to 0.5."""
+    if not truth.any() or (rule != "f1" and truth.all()):
+        return 0.5
+    distinct = [np.inf, *sorted(set(score.tolist()), reverse=True), -np.inf]
+    told = []
+    for high, low in pairwise(distinct):
+        decided = score >= high
+        hits, alarms = int((decided & truth).sum()), int((decided & ~truth).sum())
+        quality = {
+            "f1": Fraction(2 * hits, hits + alarms + int(truth.sum())),
+            "youden": Fraction(hits, max(int(truth.sum()), 1)) - Fraction(alarms, max(int((~truth).sum()), 1)),
+            "sensitivity": -alarms if hits >= target * truth.sum() else -np.inf,
+            "specificity": hits if (~truth).sum() - alarms >= target * (~truth).sum() else -np.inf,
+        }[rule]
+        if high <= 0.5 or low < 0.5:
+            at = min(high, 0.5)
+        elif high == np.inf:
+            at = np.nextafter(low, np.inf) if low >= 1 else (low + 1) / 2
+        else:
+            middle = low + (high - low) / 2
+            at = middle if middle > low else high
+        told.append((quality, at))
+    best = max(quality for quality, _ in told)
+    return min((at for quality, at in told if quality == best), key=lambda at: abs(at - 0.5))
+
+
+@pytest.mark.parametrize("bins", [1, 3, 40, 2048])
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_looking_only_around_the_best_finds_what_looking_everywhere_finds(bins, data):
+    n = data.draw(st.integers(1, 60))
+    rng = np.random.default_rng(data.draw(st.integers(0, 10**6)))
+    truth = rng.random(n) < data.draw(st.sampled_from([0.1, 0.5, 0.9]))
+    score = data.draw(st.sampled_from([0.0, 0.3, 2.0])) * truth + rng.random(n)
+    score = score * data.draw(st.sampled_from([0.7, 1e-3, -3.0, 1e-33])) + data.draw(st.sampled_from([0.0, 0.4, 0.6]))
+    score = score.astype(data.draw(st.sampled_from([np.float16, np.float32, np.float64]))).astype(float)
+    rule, target = data.draw(st.sampled_from(thresholds.RULES)), data.draw(st.sampled_from([0.0, 0.5, 0.8, 1.0]))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(thresholds, "BINS", bins)
+        (found,) = tune(truth[:, None], score[:, None], rule=rule, target=target)
+    assert found == naive(truth, score, rule, target)
+
+
+def test_only_rows_around_the_best_are_sorted():
+    rng = np.random.default_rng(0)
+    truth = rng.random(30_000) < 0.1
+    score = 0.3 * truth + 0.7 * rng.random(30_000)
+
+    def quality(hits, alarms):
+        return 2 * hits / (hits + alarms + truth.sum())
+
+    rows, hits, alarms = thresholds._around_the_best(truth, score.astype(np.float32), quality)
+    assert len(rows) < 300
+    above = score > score[rows].max()
+    assert (hits, alarms) == ((truth & above).sum(), (~truth & above).sum())
 
 
 def test_ties_go_to_the_threshold_nearest_one_half():
@@ -120,6 +182,11 @@ def test_f1_equals_scikit_learn():
 def test_wrong_shape_is_refused():
     with pytest.raises(ValueError, match="both should be"):
         tune([0, 1], [0.2, 0.3])
+
+
+def test_score_that_is_no_number_is_refused():
+    with pytest.raises(ValueError, match="finite"):
+        tune([[0], [1]], [[0.2], [nan]])
 
 
 def test_decisions():
