@@ -16,6 +16,7 @@ from fairvlm_core.errors import FairVLMError
 
 # Larger files (image stores, base weights) count by name and size alone, so that a fingerprint stays instant.
 FINGERPRINT_BYTES = 8 * 2**20
+CHECKPOINTS = "FAIRVLM_CHECKPOINTS"
 
 
 @contextmanager
@@ -81,8 +82,13 @@ def process_rank() -> int:
 
 
 def checkpoint_folder(out: Path) -> Path:
-    """Where a step that writes `out` keeps what it can resume from: beside `out`, so that it outlives a killed run."""
-    return out.with_name(re.sub(r"(\.rank\d+)?\.partial$", "", out.name) + ".checkpoint")
+    """Where a step that writes `out` keeps what it can resume from: beside `out`, so that it outlives a killed run.
+
+    FAIRVLM_CHECKPOINTS names another folder, where `out` itself does not outlive it: the disk of a pod.
+    """
+    elsewhere = os.environ.get(CHECKPOINTS)
+    beside = Path(elsewhere) / out.name if elsewhere else out
+    return beside.with_name(re.sub(r"(\.rank\d+)?\.partial$", "", out.name) + ".checkpoint")
 
 
 def fingerprint(config: Mapping[str, Any], inputs: Mapping[str, Path]) -> str:

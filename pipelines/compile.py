@@ -1,15 +1,26 @@
-"""Compile the pipeline for the Kubeflow UI: `python -m pipelines.compile [FILE]`; FILE is `pipelines/fairvlm.yaml`."""
+"""Compile the pipeline for the Kubeflow UI.
+
+python -m pipelines.compile                              # writes pipelines/fairvlm.yaml
+python -m pipelines.compile --cluster gke FILE.yaml      # for the node pools of another cluster
+python -m pipelines.compile --models fairvlm-models      # with a volume of base models at /models
+FAIRVLM_IMAGE=registry.example.org/fairvlm@sha256:... python -m pipelines.compile
+"""
 
 from __future__ import annotations
 
+import argparse
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from kfp import compiler
 
-from pipelines.fairvlm import fairvlm
+from components.image import IMAGE
+from fairvlm_core.errors import FairVLMError
+from pipelines.fairvlm import CLUSTER, LITERALS, default_params, graph
+from pipelines.pools import CLUSTERS
 
 COMPILED = Path(__file__).parent / "fairvlm.yaml"
 
@@ -19,19 +30,57 @@ def compiled(path: Path) -> list[Any]:
     return list(yaml.safe_load_all(path.read_text()))
 
 
-def compile_to(path: Path) -> None:
+def compile_to(
+    path: Path,
+    *,
+    cluster: str = CLUSTER,
+    models: str = "",
+    default: Mapping[str, Mapping[str, Any]] | None = None,
+    image: str = IMAGE,
+) -> None:
     """Compile the pipeline to `path`; a file that already says the same is left alone.
 
     The compiler orders mappings anew in each process, so the bytes would change where nothing did.
+
+    Raises:
+        ConfigError: for a cluster that is not there, or whose pools do not do for a step.
     """
+    if "@sha256:" not in image:
+        print(
+            f"Warning: the image {image} is named by a tag, which can come to mean another image, while Kubeflow's "
+            "cache and the lineage go by its name. Pass FAIRVLM_IMAGE=NAME@sha256:DIGEST.",
+            file=sys.stderr,
+        )
     fresh = path.with_name(f".{path.stem}.partial.yaml")
     try:
-        compiler.Compiler().compile(fairvlm, str(fresh))
-        if not path.exists() or compiled(fresh) != compiled(path):
+        compiler.Compiler().compile(graph(default or default_params(), cluster=cluster, models=models), str(fresh))
+        documents = compiled(fresh)
+        declared = documents[0]["root"]["inputDefinitions"]["parameters"]
+        for name, values in LITERALS.items():  # the UI shows a list of them
+            declared[name]["literals"] = list(values)
+        if not path.exists() or compiled(path) != documents:
+            text = yaml.safe_dump_all(documents, sort_keys=True, allow_unicode=True)
+            fresh.write_text(f"# Compiled by python -m pipelines.compile; edit pipelines/fairvlm.py instead.\n{text}")
             fresh.replace(path)
     finally:
         fresh.unlink(missing_ok=True)
 
 
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point: a mistake is printed as what, where and mend, with exit status 2."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pipelines.compile", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("file", nargs="?", type=Path, default=COMPILED, help="the file to write")
+    parser.add_argument("--cluster", default=CLUSTER, help=f"whose node pools: {', '.join(CLUSTERS)}")
+    parser.add_argument("--models", default="", metavar="CLAIM", help="volume with base models, mounted at /models")
+    given = parser.parse_args(arguments)
+    try:
+        compile_to(given.file, cluster=given.cluster, models=given.models)
+    except FairVLMError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+
+
 if __name__ == "__main__":
-    compile_to(Path(sys.argv[1]) if len(sys.argv) > 1 else COMPILED)
+    main()

@@ -1,10 +1,11 @@
-"""The graph on Kubeflow: the steps of `dvc.yaml` with the same wiring, after one task that brings the dataset.
+"""The graph on Kubeflow: the steps of `dvc.yaml` with the same wiring, behind a task that checks what was asked for.
 
-Each step takes its own section of parameters, so that a change to one section leaves the cache of all steps before it
-valid. Defaults are the sections of the repository's `params.yaml` as they are when this is compiled. No task stands
-inside a condition or a loop of the orchestrator: see `pools.py`.
+The run's form has few fields: the dataset, the choices that change a run most, the pools, and `params` for every other
+parameter. The first task, `plan`, refuses what is wrong before a GPU is asked for, and hands each step its own section
+of parameters, so that a change to one section leaves the cache of all steps before it valid.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,18 +19,39 @@ from components.compare.component import compare
 from components.evaluate.component import evaluate
 from components.fair_moe.component import fair_moe
 from components.fetch_dataset.component import fetch_dataset
+from components.image import IMAGE
 from components.ingest.component import ingest
+from components.plan.component import plan
+from components.pool.component import pool
 from components.predict.component import predict
 from components.register.component import register
+from components.report_status.component import report_status
 from components.stage1.component import stage1
 from components.stage2.component import stage2
 from components.stratify.component import stratify
 from components.tune_thresholds.component import tune_thresholds
 from components.validate.component import validate
+from fairvlm_core.cohort.adapters import ADAPTERS
+from fairvlm_core.evaluation import CRITERIA
 from fairvlm_core.steps import STEPS
-from pipelines.pools import place
+from fairvlm_core.steps.base_models import PRESETS
+from pipelines.pools import STEP_POOLS, TRAINING, cluster_named, described, place
 
 PARAMS_FILE = Path(__file__).parent.parent / "params.yaml"
+CLUSTER = "own-labels"
+DAY = 24 * 60 * 60
+CONFIG_MAP, DVC_SECRET = "fairvlm", "fairvlm-dvc"
+SECRET_KEYS = ("GIT_TOKEN", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+# The fields of the form that choose from a list; kfp itself has no way to say so, see compile.py.
+POOLS = {f"{step}_pool": tuple(cluster_named(CLUSTER).pools) for step in STEP_POOLS}
+LITERALS = {
+    "ingest_dataset": tuple(ADAPTERS),
+    "base_models_preset": PRESETS,
+    "compare_criterion": CRITERIA,
+    **POOLS,
+}
+# The fields of the form that are fields of a step's section.
+FORM = ("ingest.dataset", "base_models.preset", "compare.criterion", "register.registered_name")
 
 
 def default_params() -> dict[str, dict[str, Any]]:
@@ -40,84 +62,162 @@ def default_params() -> dict[str, dict[str, Any]]:
     }
 
 
-def graph(default: Mapping[str, Mapping[str, Any]]) -> Any:
-    """The pipeline whose run form proposes these sections of parameters.
+def graph(default: Mapping[str, Mapping[str, Any]], *, cluster: str = CLUSTER, models: str = "") -> Any:
+    """The pipeline with these sections of parameters as its defaults, for the pools of a cluster.
 
     One of them decides the wiring, and that is fixed when the pipeline is compiled: with `fair_moe.init_from` stage2,
     Fair-MoE waits for Stage 2, beside which it would train otherwise.
+
+    Args:
+        default: step -> field -> value.
+        cluster: one of `CLUSTERS`.
+        models: claim of a volume with base models, mounted at /models.
+
+    Raises:
+        ConfigError: for a cluster that is not there, or whose pools do not do for a step.
     """
+    on = dataclasses.replace(cluster_named(cluster), models=models)
+    proposed = {key: default[key.partition(".")[0]][key.partition(".")[2]] for key in FORM}
 
     @dsl.pipeline(
         name="fairvlm",
         description="Stratify a cohort, train FairMed-VLM and Fair-MoE, evaluate fairness, register the best model.",
+        pipeline_config=dsl.PipelineConfig(
+            # Checkpoints outlive a pod here, so that a training step that is tried again goes on where it was.
+            workspace=dsl.WorkspaceConfig(size="200Gi"),
+            active_deadline_seconds=7 * DAY,
+            ttl_seconds_after_success=7 * DAY,
+            ttl_seconds_after_failure=30 * DAY,
+        ),
     )
     def fairvlm(
         fetch_dataset_repo: str = "",
         fetch_dataset_revision: str = "",
         fetch_dataset_path: str = "",
-        ingest_params: dict = default["ingest"],
-        validate_params: dict = default["validate"],
-        stratify_params: dict = default["stratify"],
-        base_models_params: dict = default["base_models"],
-        stage1_params: dict = default["stage1"],
-        stage2_params: dict = default["stage2"],
-        fair_moe_params: dict = default["fair_moe"],
-        predict_params: dict = default["predict"],
-        tune_thresholds_params: dict = default["tune_thresholds"],
-        evaluate_params: dict = default["evaluate"],
-        champion_params: dict = default["champion"],
-        compare_params: dict = default["compare"],
-        register_params: dict = default["register"],
+        ingest_dataset: str = proposed["ingest.dataset"],
+        base_models_preset: str = proposed["base_models.preset"],
+        stage1_pool: str = STEP_POOLS["stage1"],
+        stage2_pool: str = STEP_POOLS["stage2"],
+        fair_moe_pool: str = STEP_POOLS["fair_moe"],
+        predict_pool: str = STEP_POOLS["predict"],
+        compare_criterion: str = proposed["compare.criterion"],
+        register_registered_name: str = proposed["register.registered_name"],
+        params: dict = {},  # noqa: B006 - kfp reads it once
     ):
         """Bring the dataset, prepare the cohort, train three models, compare them and the champion, register the best.
 
         Args:
             fetch_dataset_repo: DVC repository of the release; empty for the generated cohort.
-            fetch_dataset_revision: commit or tag in that repository.
+            fetch_dataset_revision: commit, tag or branch of that repository.
             fetch_dataset_path: folder of the release in that repository.
-            ingest_params: section `ingest` of params.yaml; and so on for each step.
+            ingest_dataset: the release's adapter.
+            base_models_preset: tiny, small or published base models.
+            stage1_pool: node pool of Stage 1; and so on for the other steps.
+            compare_criterion: what selects the model, on validation.
+            register_registered_name: name in the model registry.
+            params: any other parameter, as in params.yaml: {"stage1": {"epochs": 5}}.
         """
-        fetched = fetch_dataset(repo=fetch_dataset_repo, revision=fetch_dataset_revision, path=fetch_dataset_path)
-        release = place(fetched, "fetch_dataset").outputs["out"]
-
-        images = place(ingest(params=ingest_params, root=release), "ingest").outputs["out"]
-        validation = place(validate(params=validate_params, cohort=images), "validate").outputs["out"]
-        stratified = stratify(params=stratify_params, cohort=images, validation=validation)
-        cohort = place(stratified, "stratify").outputs["out"]
-        base = place(base_models(params=base_models_params, cohort=cohort), "base_models").outputs["out"]
-
-        data = {"cohort": cohort, "images": images, "base": base}
-        models = {}
-        models["stage1"] = place(stage1(params=stage1_params, **data), "stage1").outputs["out"]
-        second = stage2(params=stage2_params, **data, stage1=models["stage1"])
-        models["stage2"] = place(second, "stage2").outputs["out"]
-        start = models["stage2"] if default["fair_moe"].get("init_from") == "stage2" else base
-        models["fair_moe"] = place(fair_moe(params=fair_moe_params, **data, start=start), "fair_moe").outputs["out"]
-
-        evaluations = {}
-        for name, model in models.items():
-            predicted = place(predict(params=predict_params, model=model, **data), "predict")
-            predictions = predicted.set_display_name(f"predict-{name}").outputs["out"]
-            tuned = place(tune_thresholds(params=tune_thresholds_params, predictions=predictions), "tune_thresholds")
-            thresholds = tuned.set_display_name(f"tune-thresholds-{name}").outputs["out"]
-            evaluated = evaluate(params=evaluate_params, predictions=predictions, thresholds=thresholds)
-            place(evaluated, "evaluate").set_display_name(f"evaluate-{name}")
-            evaluations[name] = evaluated.outputs["out"]
-
-        # An alias can move between two runs, which a cache would not see.
-        judged = place(champion(params=champion_params, **data), "champion").set_caching_options(False)
-        evaluations["champion"] = judged.outputs["out"]
-
-        compared = place(compare(params=compare_params, strata=cohort, **evaluations), "compare")
-        registered = register(
-            params=register_params, comparison=compared.outputs["out"], base=base, cohort=cohort, **models
-        )
-        # Where the registry is belongs to the cluster, not to a run; without the config map MLflow's own variables
-        # hold.
-        for task in (judged, place(registered, "register")):
-            kubernetes.use_config_map_as_env(
-                task, "fairvlm", {"MLFLOW_TRACKING_URI": "MLFLOW_TRACKING_URI"}, optional=True
+        ended = place(report_status(), "report_status", on=on).set_caching_options(False)
+        kubernetes.use_config_map_as_env(ended, CONFIG_MAP, {"FAIRVLM_WEBHOOK": "FAIRVLM_WEBHOOK"}, optional=True)
+        with dsl.ExitHandler(ended, name="run"):
+            chosen = {
+                "stage1": stage1_pool,
+                "stage2": stage2_pool,
+                "fair_moe": fair_moe_pool,
+                "predict": predict_pool,
+            }
+            pools = described(on)
+            planned = plan(
+                defaults=dict(default),
+                params=params,
+                pools=pools,
+                repo=fetch_dataset_repo,
+                revision=fetch_dataset_revision,
+                path=fetch_dataset_path,
+                ingest_dataset=ingest_dataset,
+                base_models_preset=base_models_preset,
+                compare_criterion=compare_criterion,
+                register_registered_name=register_registered_name,
+                **{f"{step}_pool": name for step, name in chosen.items()},
             )
+            # A branch may have moved since the last run, which a cache would not see.
+            place(planned, "plan", on=on).set_caching_options(False)
+            section = planned.outputs
+            asked = {}
+            for step, name in chosen.items():
+                found = pool(pools=pools, name=name, step=step, preset=base_models_preset).after(planned)
+                asked[step] = place(found.set_display_name(f"pool-{step}"), "pool", on=on)
+
+            fetched = fetch_dataset(
+                repo=fetch_dataset_repo,
+                commit=section["commit"],
+                path=fetch_dataset_path,
+                data_hash=section["data_hash"],
+            )
+            release = place(fetched, "fetch_dataset", on=on).set_retry(3, backoff_duration="30s").outputs["out"]
+            for task in (planned, fetched):
+                kubernetes.use_secret_as_env(task, DVC_SECRET, {key: key for key in SECRET_KEYS}, optional=True)
+
+            images = place(ingest(params=section["ingest"], root=release), "ingest", on=on).outputs["out"]
+            validation = place(validate(params=section["validate"], cohort=images), "validate", on=on).outputs["out"]
+            stratified = stratify(params=section["stratify"], cohort=images, validation=validation)
+            cohort = place(stratified, "stratify", on=on).outputs["out"]
+            base = place(base_models(params=section["base_models"], cohort=cohort), "base_models", on=on).outputs["out"]
+
+            data = {"cohort": cohort, "images": images, "base": base}
+            trained = {"stage1": stage1(params=section["stage1"], **data, workspace=dsl.WORKSPACE_PATH_PLACEHOLDER)}
+            first = trained["stage1"].outputs["out"]
+            trained["stage2"] = stage2(
+                params=section["stage2"], **data, stage1=first, workspace=dsl.WORKSPACE_PATH_PLACEHOLDER
+            )
+            second = trained["stage2"].outputs["out"]
+            start = second if default["fair_moe"].get("init_from") == "stage2" else base
+            trained["fair_moe"] = fair_moe(
+                params=section["fair_moe"], **data, start=start, workspace=dsl.WORKSPACE_PATH_PLACEHOLDER
+            )
+            for step in TRAINING:
+                # A node that is taken away is no reason to lose a day: the next pod resumes from the checkpoint.
+                place(trained[step], step, asked[step], on=on).set_retry(2, backoff_duration="60s")
+            models = {name: task.outputs["out"] for name, task in trained.items()}
+
+            evaluations = {}
+            for name, model in models.items():
+                predicted = place(
+                    predict(params=section["predict"], model=model, **data), "predict", asked["predict"], on=on
+                )
+                predictions = predicted.set_display_name(f"predict-{name}").outputs["out"]
+                tuned = tune_thresholds(params=section["tune_thresholds"], predictions=predictions)
+                place(tuned, "tune_thresholds", on=on).set_display_name(f"tune-thresholds-{name}")
+                evaluated = evaluate(
+                    params=section["evaluate"], predictions=predictions, thresholds=tuned.outputs["out"]
+                )
+                place(evaluated, "evaluate", on=on).set_display_name(f"evaluate-{name}")
+                evaluations[name] = evaluated.outputs["out"]
+
+            # An alias can move between two runs, which a cache would not see.
+            judged = champion(params=section["champion"], **data)
+            place(judged, "champion", asked["predict"], on=on).set_caching_options(False)
+            evaluations["champion"] = judged.outputs["out"]
+
+            compared = place(compare(params=section["compare"], strata=cohort, **evaluations), "compare", on=on)
+            registered = register(
+                params=section["register"],
+                comparison=compared.outputs["out"],
+                base=base,
+                cohort=cohort,
+                **models,
+                dataset_commit=section["commit"],
+                dataset_hash=section["data_hash"],
+                image=IMAGE,
+                kfp_run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
+            )
+            place(registered, "register", on=on).set_retry(2, backoff_duration="30s").set_caching_options(False)
+            # Where the registry is belongs to the cluster, not to a run; without the config map MLflow's own variables
+            # hold.
+            for task in (judged, registered):
+                kubernetes.use_config_map_as_env(
+                    task, CONFIG_MAP, {"MLFLOW_TRACKING_URI": "MLFLOW_TRACKING_URI"}, optional=True
+                )
 
     return fairvlm
 

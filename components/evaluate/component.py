@@ -12,9 +12,11 @@ def evaluate(
     thresholds: dsl.Input[dsl.Artifact],
     out: dsl.Output[dsl.Dataset],
     metrics: dsl.Output[dsl.Metrics],
+    classification: dsl.Output[dsl.ClassificationMetrics],
 ):
     """Judge one model's predictions: accuracy, AUC, and the gaps between groups."""
-    from fairvlm_core.steps.call import run_step
+    from fairvlm_core.steps.call import run_step, show_classification
 
     inputs = {"predictions": predictions.path, "thresholds": thresholds.path}
     run_step("evaluate", params, inputs, out.path, metrics=metrics)
+    show_classification(out.path, classification)

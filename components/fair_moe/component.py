@@ -8,6 +8,7 @@ from components.image import IMAGE
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def fair_moe(
     params: dict,
+    workspace: str,
     cohort: dsl.Input[dsl.Dataset],
     images: dsl.Input[dsl.Dataset],
     base: dsl.Input[dsl.Model],
@@ -19,4 +20,4 @@ def fair_moe(
     from fairvlm_core.steps.call import run_step
 
     inputs = {"cohort": cohort.path, "images": images.path, "base": base.path, "start": start.path}
-    run_step("fair_moe", params, inputs, out.path, metrics=metrics)
+    run_step("fair_moe", params, inputs, out.path, metrics=metrics, workspace=workspace)

@@ -1,4 +1,4 @@
-"""Kubeflow component `fetch_dataset`: the first task of a run, and the only one that downloads."""
+"""Kubeflow component `fetch_dataset`: the only task that downloads."""
 
 from kfp import dsl
 
@@ -6,26 +6,11 @@ from components.image import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
-def fetch_dataset(repo: str, revision: str, path: str, out: dsl.Output[dsl.Dataset]):
-    """Bring one folder of a DVC repository at one revision; without a repository, an empty folder."""
-    import subprocess
-    import sys
+def fetch_dataset(repo: str, commit: str, path: str, data_hash: str, out: dsl.Output[dsl.Dataset]):
+    """Bring one folder of a DVC repository as it was at a commit; without a repository, an empty folder."""
     from pathlib import Path
 
-    from fairvlm_core.errors import CohortError
-    from fairvlm_core.files import folder_written
+    from fairvlm_core.steps.fetch import fetch
 
-    with folder_written(Path(out.path)) as folder:
-        if repo:
-            if not (revision and path):
-                mend = "Give all of repository, revision (a commit or tag) and path; or none for the generated cohort."
-                raise CohortError("The dataset's revision or path is empty.", where=repo, mend=mend)
-            folder.rmdir()  # DVC would put the dataset inside a folder that exists
-            # What follows `--` cannot be read as an option, whatever the run's form said.
-            command = [sys.executable, "-m", "dvc", "get", "--rev", revision, "--out", str(folder), "--", repo, path]
-            subprocess.run(command, check=True)
-            if not folder.is_dir():
-                folder.unlink()
-                raise CohortError(
-                    "The dataset is a file.", where=f"{repo}, {path}", mend="Give the path of its folder."
-                )
+    fetch(repo, commit, path, Path(out.path))
+    out.metadata.update({"commit": commit, "path": path, "data_hash": data_hash})

@@ -8,6 +8,10 @@ from components.image import IMAGE
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def register(
     params: dict,
+    dataset_commit: str,
+    dataset_hash: str,
+    image: str,
+    kfp_run_id: str,
     comparison: dsl.Input[dsl.Artifact],
     base: dsl.Input[dsl.Model],
     cohort: dsl.Input[dsl.Dataset],
@@ -18,9 +22,13 @@ def register(
     metrics: dsl.Output[dsl.Metrics],
 ):
     """Register the selected model in MLflow with the alias challenger."""
+    import os
+
     from fairvlm_core.steps.call import require_server, run_step
 
     require_server()
+    told = {"dataset_commit": dataset_commit, "dataset_hash": dataset_hash, "image": image, "kfp_run_id": kfp_run_id}
+    os.environ.update({f"FAIRVLM_{name.upper()}": value for name, value in told.items() if value})
     inputs = {
         "comparison": comparison.path,
         "base": base.path,

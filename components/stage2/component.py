@@ -8,6 +8,7 @@ from components.image import IMAGE
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def stage2(
     params: dict,
+    workspace: str,
     cohort: dsl.Input[dsl.Dataset],
     images: dsl.Input[dsl.Dataset],
     base: dsl.Input[dsl.Model],
@@ -19,4 +20,4 @@ def stage2(
     from fairvlm_core.steps.call import run_step
 
     inputs = {"cohort": cohort.path, "images": images.path, "base": base.path, "stage1": stage1.path}
-    run_step("stage2", params, inputs, out.path, metrics=metrics)
+    run_step("stage2", params, inputs, out.path, metrics=metrics, workspace=workspace)

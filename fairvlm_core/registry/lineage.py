@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from fairvlm_core.errors import FairVLMError
 from fairvlm_core.files import sha256
 
 LOCK_FILE = "dvc.lock"
+# Tags that come from the environment; git_commit only where there is no repository to ask.
+TOLD = ("git_commit", "dataset_commit", "dataset_hash", "image", "kfp_run_id")
 
 
 def commit(folder: Path) -> dict[str, str]:
@@ -29,6 +32,15 @@ def commit(folder: Path) -> dict[str, str]:
     if found is None or changes is None:
         return {}
     return {"git_commit": found, "git_dirty": "true" if changes else "false"}
+
+
+def surroundings() -> dict[str, str]:
+    """What whoever started this says about it, in the environment: the dataset's commit and hash, image, run, commit.
+
+    Kubeflow's component sets them, and the image the commit it was built from; elsewhere nothing is set.
+    """
+    told = {name: os.environ.get(f"FAIRVLM_{name.upper()}", "") for name in TOLD}
+    return {name: value for name, value in told.items() if value}
 
 
 def data_hash(cohort: Path, root: Path) -> str:

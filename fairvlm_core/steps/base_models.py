@@ -11,6 +11,7 @@ from fairvlm_core.config import Port, check, option
 
 INPUTS = {"cohort": Port("Folder that stratify wrote; the text of its training split trains the tiny tokenizer.")}
 OUTPUTS = {"out": Port("Folder to write: bases.json, and the models where they are made here.")}
+PRESETS = ("tiny", "small", "published")
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Config:
     preset: str = option(
         "tiny",
         "tiny: both pretrained here; small: made of `vision` and `text`; published: `vlm` and `dual` as they are.",
-        choices=("tiny", "small", "published"),
+        choices=PRESETS,
     )
     image_size: int = option(64, "Side of the images in pixels, as in ingest.", low=16)
     clip_steps: int = option(250, "Pretraining steps of the tiny CLIP, 128 pictures each.", low=0)
@@ -51,7 +52,7 @@ def run(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path])
             family: str(Path(name).resolve()) if Path(name).is_dir() else name
             for family, name in (("vlm", config.vlm), ("dual", config.dual))
         }
-        _check_published(references["vlm"], config.image_size)
+        _check_published(references, config.image_size)
         write_json(out / "bases.json", references)
         return {"preset": config.preset}
 
@@ -62,15 +63,27 @@ def run(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path])
     return {"preset": config.preset, **losses}
 
 
-def _check_published(checkpoint: str, image_size: int) -> None:
-    """Refuse a folder that stage 1 could not use; a hub name is checked when it is fetched."""
-    from fairvlm_core.models import checkpoint_config
+def _check_published(references: Mapping[str, str], image_size: int) -> None:
+    """Refuse a folder that a training step could not use, hours later; a hub name is checked when it is fetched."""
+    from fairvlm_core.errors import CheckpointError
+    from fairvlm_core.models import checkpoint_config, pixel_statistics
+    from fairvlm_core.models.dual import MODEL_TYPES
     from fairvlm_core.models.published import check_weights, prepare_processor
 
-    if Path(checkpoint).is_dir():
-        config = checkpoint_config(checkpoint, ("llava",))
-        check_weights(checkpoint)
-        prepare_processor(checkpoint, config, image_size)
+    for family, checkpoint in references.items():
+        if Path(checkpoint).is_dir():
+            config = checkpoint_config(checkpoint, ("llava",) if family == "vlm" else MODEL_TYPES)
+            check_weights(checkpoint)
+            if family == "vlm":
+                prepare_processor(checkpoint, config, image_size)
+            else:
+                pixel_statistics(checkpoint)
+        elif checkpoint.startswith((".", "/")) or checkpoint.count("/") > 1:
+            raise CheckpointError(
+                "The pretrained checkpoint is missing.",
+                where=checkpoint,
+                mend=f"Put it there, or set base_models.{family} to the folder that has it, or to a hub name.",
+            )
 
 
 def _make(config: Config, out: Path, task: Any, notes: list[str]) -> dict[str, float]:

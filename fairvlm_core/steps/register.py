@@ -67,6 +67,7 @@ def run(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path])
     training = read_json(inputs[name] / "config.json", made_by=name)
     _refuse_others(described, name, comparison, task_of(read_cohort(inputs["cohort"])), inputs)
     tags = {
+        **lineage.surroundings(),
         **lineage.commit(Path.cwd()),
         "dvc_data_hash": lineage.data_hash(inputs["cohort"], Path.cwd()),
         "cohort_sha256": sha256(inputs["cohort"] / COHORT_FILE),

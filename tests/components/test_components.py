@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ from kfp import compiler
 import components
 from fairvlm_core.errors import FairVLMError
 from fairvlm_core.steps import STEPS, step_module
+from pipelines.pools import STEP_POOLS
 
 ROOT = Path(components.__file__).parent
 
@@ -22,9 +24,18 @@ def compiled_component(name, tmp_path):
     return component, yaml.safe_load((tmp_path / "component.yaml").read_text())
 
 
-def test_there_is_one_folder_per_step_and_one_that_fetches():
+# Components without a step.
+OTHERS = ("plan", "pool", "fetch_dataset", "report_status")
+# What a component is told besides its section of parameters.
+TOLD = {
+    **{name: {"workspace"} for name in ("stage1", "stage2", "fair_moe")},
+    "register": {"dataset_commit", "dataset_hash", "image", "kfp_run_id"},
+}
+
+
+def test_there_is_one_folder_per_step_and_those_around_them():
     folders = {path.parent.name for path in ROOT.glob("*/component.py")}
-    assert folders == {*STEPS, "fetch_dataset"}
+    assert folders == {*STEPS, *OTHERS}
     assert all((ROOT / folder / "README.md").is_file() for folder in folders)
 
 
@@ -34,18 +45,18 @@ def test_inputs_of_the_component_are_inputs_of_the_step(name, tmp_path):
     (declared,) = spec["components"].values()
     module = step_module(name)
     assert set(declared["inputDefinitions"]["artifacts"]) == set(module.INPUTS)
-    assert set(declared["inputDefinitions"]["parameters"]) == {"params"}
+    assert set(declared["inputDefinitions"]["parameters"]) == {"params"} | TOLD.get(name, set())
     assert {"out", "metrics"} <= set(declared["outputDefinitions"]["artifacts"])
 
 
-@pytest.mark.parametrize("name", [*STEPS, "fetch_dataset"])
+@pytest.mark.parametrize("name", [*STEPS, *OTHERS])
 def test_component_installs_nothing_at_run_time(name, tmp_path):
     _, spec = compiled_component(name, tmp_path)
     (executor,) = spec["deploymentSpec"]["executors"].values()
-    assert "pip" not in " ".join(executor["container"]["command"])
+    assert not re.search(r"\bpip\b", " ".join(executor["container"]["command"]))
 
 
-@pytest.mark.parametrize("name", [*STEPS, "fetch_dataset"])
+@pytest.mark.parametrize("name", [*STEPS, *OTHERS])
 def test_function_needs_no_name_of_its_module(name, tmp_path):
     """kfp ships the source of the function alone: a name of the module would be missing in the pod."""
     component, _ = compiled_component(name, tmp_path)
@@ -59,16 +70,30 @@ def test_registry_in_the_pod_is_refused(name, monkeypatch, tmp_path):
     component = getattr(importlib.import_module(f"components.{name}.component"), name)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     names = inspect.signature(component.python_func).parameters
-    ports = {name: SimpleNamespace(path=str(tmp_path / name)) for name in names if name != "params"}
+    told = dict.fromkeys(TOLD.get(name, ()), "")
+    ports = {port: SimpleNamespace(path=str(tmp_path / port)) for port in names if port not in {"params", *told}}
     with pytest.raises(FairVLMError, match="config map"):
-        component.python_func(params={}, **ports)
+        component.python_func(params={}, **told, **ports)
     assert not list(tmp_path.iterdir())
 
 
-def test_readmes_name_every_input_and_output(tmp_path):
-    for name in STEPS:
+def test_readmes_name_every_input_and_output_and_what_is_asked_for(tmp_path):
+    for name in (*STEPS, *OTHERS):
         _, spec = compiled_component(name, tmp_path)
         (declared,) = spec["components"].values()
         text = (ROOT / name / "README.md").read_text()
-        for port in (*declared["inputDefinitions"]["artifacts"], *declared["outputDefinitions"]["artifacts"]):
-            assert f"`{port}`" in text, f"{name}/README.md does not say what {port} is"
+        for kind in ("inputDefinitions", "outputDefinitions"):
+            for ports in declared.get(kind, {}).values():
+                for port in ports:
+                    assert f"`{port}`" in text or port in STEPS, f"{name}/README.md does not say what {port} is"
+        pool = "`predict_pool`" if name == "champion" else f"`{name}_pool`"
+        asked = pool if name in STEP_POOLS or name == "champion" else "pool `cpu`"
+        assert f"Runs in the {asked}" in text or f"Runs where {asked} says" in text, f"{name}/README.md: resources"
+
+
+def test_the_plan_hands_out_a_section_for_every_step_in_their_order(tmp_path):
+    _, spec = compiled_component("plan", tmp_path)
+    (declared,) = spec["components"].values()
+    assert set(declared["outputDefinitions"]["parameters"]) == {"commit", "data_hash", *STEPS}
+    component = importlib.import_module("components.plan.component").plan.python_func
+    assert tuple(component.__annotations__["return"]._fields) == ("commit", "data_hash", *STEPS)

@@ -8,13 +8,21 @@ from types import SimpleNamespace
 import pytest
 
 from components.fetch_dataset.component import fetch_dataset
-from fairvlm_core.errors import CohortError
+from fairvlm_core.errors import CohortError, ConfigError
+from fairvlm_core.registry.lineage import dvc_md5
+from fairvlm_core.steps.fetch import resolve
 
 
-def fetch(tmp_path, repo="", revision="", path=""):
-    out = tmp_path / "fetched"
-    fetch_dataset.python_func(repo=str(repo), revision=revision, path=path, out=SimpleNamespace(path=str(out)))
-    return out
+def fetch(tmp_path, repo="", commit="", path=""):
+    out = SimpleNamespace(path=str(tmp_path / "fetched"), metadata={})
+    fetch_dataset.python_func(repo=str(repo), commit=commit, path=path, data_hash="hash", out=out)
+    assert out.metadata == {"commit": commit, "path": path, "data_hash": "hash"}
+    return tmp_path / "fetched"
+
+
+def git(repo, *arguments):
+    done = subprocess.run(["git", *arguments], cwd=repo, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +69,7 @@ def test_the_release_is_the_one_of_the_revision(repository, tmp_path):
 
 @pytest.mark.parametrize(("revision", "path"), [("", "release"), ("v1", "")])
 def test_a_repository_needs_revision_and_path(repository, tmp_path, revision, path):
-    with pytest.raises(CohortError, match="revision"):
+    with pytest.raises(ConfigError, match="revision"):
         fetch(tmp_path, repository, revision, path)
     assert not list(tmp_path.iterdir())
 
@@ -75,6 +83,75 @@ def test_a_single_file_is_refused(repository, tmp_path):
 @pytest.mark.parametrize("argument", ["nowhere", "--help"])
 def test_what_cannot_be_fetched_fails_and_leaves_nothing(repository, tmp_path, argument):
     """An option in the form's field is a path like any other: it must not turn a failed task into a green one."""
-    with pytest.raises(subprocess.CalledProcessError):
+    with pytest.raises(CohortError, match="could not bring"):
         fetch(tmp_path, repository, "v1", argument)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_branch_means_the_commit_that_last_changed_the_folder(repository, tmp_path):
+    """So that what was fetched is kept while other files change, and not while these do."""
+    first, second = git(repository, "rev-parse", "v1"), git(repository, "rev-parse", "HEAD")
+    branch = git(repository, "branch", "--show-current")
+    assert resolve(str(repository), "v1", "release").commit == first
+    found = resolve(str(repository), branch, "release")
+    assert found.commit == second
+    assert found.data_hash == dvc_md5(fetch(tmp_path, repository, found.commit, "release"))
+    (repository / "unrelated.txt").write_text("more")
+    git(repository, "add", "unrelated.txt")
+    git(repository, "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-q", "-m", "more")
+    try:
+        assert git(repository, "rev-parse", "HEAD") != second
+        assert resolve(str(repository), branch, "release") == found
+        assert resolve(str(repository), second[:12], "release") == found
+        assert resolve(f"file://{repository}", branch, "release") == found  # cloned, as from a server
+    finally:
+        git(repository, "reset", "-q", "--hard", second)
+
+
+def test_what_git_itself_keeps_is_known_by_its_tree(repository):
+    (repository / "small").mkdir()
+    (repository / "small" / "table.csv").write_text("a")
+    git(repository, "add", "small")
+    git(repository, "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-q", "-m", "small")
+    try:
+        found = resolve(str(repository), "HEAD", "small")
+        assert found.data_hash == "git:" + git(repository, "rev-parse", "HEAD:small")
+    finally:
+        git(repository, "reset", "-q", "--hard", "HEAD~1")
+
+
+def test_an_output_of_a_pipeline_is_known_by_the_lock(tmp_path):
+    repo = tmp_path / "repo"
+    (repo / "made").mkdir(parents=True)
+    git(repo, "init", "-q")
+    lock = "schema: '2.0'\nstages:\n  ingest:\n    cmd: x\n    outs:\n    - {path: data, hash: md5, md5: abc.dir}\n"
+    (repo / "made" / "dvc.lock").write_text(lock)
+    git(repo, "add", "-A")
+    git(repo, "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-q", "-m", "lock")
+    found = resolve(str(repo), "HEAD", "made/data")
+    assert (found.commit, found.data_hash) == (git(repo, "rev-parse", "HEAD"), "abc.dir")
+
+
+@pytest.mark.parametrize(
+    ("revision", "path", "where"),
+    [
+        ("v9", "release", "fetch_dataset_revision"),
+        ("--help", "release", "fetch_dataset_revision"),
+        ("v1", "nowhere", "fetch_dataset_path"),
+        ("v1", "../release", "fetch_dataset_path"),
+        ("v1", "/etc", "fetch_dataset_path"),
+        ("v1", "", "fetch_dataset_path"),
+        ("", "release", "fetch_dataset_revision"),
+    ],
+)
+def test_what_means_nothing_is_refused_before_anything_is_fetched(repository, revision, path, where):
+    with pytest.raises(ConfigError) as caught:
+        resolve(str(repository), revision, path)
+    assert where in caught.value.where
+    assert caught.value.mend
+
+
+def test_a_repository_that_is_not_there_is_named_without_the_password():
+    with pytest.raises(ConfigError, match="cannot be cloned") as caught:
+        resolve("file://user:hunter2@/nowhere/at/all", "main", "release")
+    assert "hunter2" not in str(caught.value)

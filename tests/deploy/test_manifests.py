@@ -13,10 +13,11 @@ from kubernetes import client
 from kubernetes.utils import parse_quantity
 from overlays import DEPLOY, OVERLAYS, ROOT, documents, named, of_kind
 
-from pipelines.pools import POOLS
+from pipelines.pools import CLUSTERS
 
 SECRET_KEYS = {"GIT_TOKEN", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
 
+POOLS = CLUSTERS["own-labels"].pools
 FILES = sorted(path for path in DEPLOY.rglob("*.yaml") if path.name != "kustomization.yaml")
 
 
@@ -216,7 +217,7 @@ def test_each_claim_that_is_mounted_exists(overlay):
         if "persistentVolumeClaim" in volume
     }
     assert mounted == {"mlflow"}
-    assert claims == mounted | {"fairvlm-models", "fairvlm-checkpoints"}
+    assert claims == mounted | {"fairvlm-models"}
 
 
 # The namespace of a profile
@@ -243,7 +244,7 @@ def test_the_quota_has_room_for_the_trainings_that_run_side_by_side(limits):
         key: parse_quantity(value) for key, value in named(limits, "ResourceQuota", "fairvlm")["spec"]["hard"].items()
     }
     together = [POOLS["gpu-large"], POOLS["gpu-small"]]
-    assert sum(pool.count for pool in together) <= quota["requests.nvidia.com/gpu"]
+    assert sum(pool.gpus for pool in together) <= quota["requests.nvidia.com/gpu"]
     for kind in ("requests", "limits"):
         assert sum(parse_quantity(pool.cpu) for pool in together) <= quota[f"{kind}.cpu"]
         assert sum(parse_quantity(pool.memory) for pool in together) <= quota[f"{kind}.memory"]

@@ -10,11 +10,19 @@ import shlex
 
 import yaml
 
-OUTSIDE = "fetch_dataset"
+# Tasks without a step: they check and choose what a run asks for, and bring the release.
+OUTSIDE = ("plan", "pool", "fetch_dataset")
+LAST = "report_status"
+
+
+def tasks_of(spec):
+    """The tasks of a run, which stand in an exit handler, name -> task."""
+    (handler,) = (task for name, task in spec["root"]["dag"]["tasks"].items() if name != "report-status")
+    return spec["components"][handler["componentRef"]["name"]]["dag"]["tasks"]
 
 
 def executor_of(spec, task):
-    """The executor (container, resources) of a task of the root graph, and its label."""
+    """The executor (container, resources) of a task, and its label."""
     label = spec["components"][task["componentRef"]["name"]]["executorLabel"]
     return label, spec["deploymentSpec"]["executors"][label]
 
@@ -28,10 +36,10 @@ def step_of(spec, task):
 
 def pipeline_edges(spec):
     """Edges of a compiled pipeline; which model a task serves follows from whose artifacts reach it."""
-    tasks = spec["root"]["dag"]["tasks"]
+    tasks = tasks_of(spec)
 
     def producers(name):
-        artifacts = tasks[name]["inputs"].get("artifacts", {})
+        artifacts = tasks[name].get("inputs", {}).get("artifacts", {})
         return {port: source["taskOutputArtifact"]["producerTask"] for port, source in artifacts.items()}
 
     def node(name):
@@ -40,7 +48,7 @@ def pipeline_edges(spec):
             return step, step_of(spec, tasks[producers(name)["model"]])
         if step in ("tune_thresholds", "evaluate"):
             return step, node(producers(name)["predictions"])[1]
-        return None if step == OUTSIDE else (step, None)
+        return None if step in OUTSIDE else (step, None)
 
     return {
         (node(name), port, node(producer))

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
-from graphs import step_of
+from graphs import OUTSIDE, step_of, tasks_of
 from kfp import local
 from small_run import SMALL
 
@@ -27,9 +27,13 @@ def run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def start(**params):
-        local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root=str(tmp_path / "root"))
+        local.init(
+            runner=local.SubprocessRunner(use_venv=False),
+            pipeline_root=str(tmp_path / "root"),
+            workspace_root=str(tmp_path / "workspace"),
+        )
         try:
-            fairvlm(**{f"{step}_params": {**SMALL.get(step, {}), **params.get(step, {})} for step in STEPS})
+            fairvlm(params={step: {**SMALL.get(step, {}), **params.get(step, {})} for step in STEPS})
         finally:
             (folder,) = (tmp_path / "root").iterdir()
             start.folder = folder
@@ -42,18 +46,24 @@ def run(tmp_path, monkeypatch):
 def test_the_whole_pipeline_runs_to_the_end(run, tmp_path):
     run()
     spec = compiled(COMPILED)[0]
-    tasks = {name: step_of(spec, task) for name, task in spec["root"]["dag"]["tasks"].items()}
+    tasks = {name: step_of(spec, task) for name, task in tasks_of(spec).items()}
     finished = {path.parent.name for path in run.folder.glob("*/executor_output.json")}
-    assert finished == set(tasks)
+    assert finished == {*tasks, "report-status"}
     for name, step in tasks.items():
-        assert (
-            step == "fetch_dataset" or json.loads((run.folder / name / "out" / "metrics.json").read_text()) is not None
-        )
+        if step not in OUTSIDE:
+            assert json.loads((run.folder / name / "out" / "metrics.json").read_text()) is not None
+    assert "SUCCEEDED" in (run.folder / "report-status" / "summary").read_text()
     assert not list(run.folder.rglob("*.partial"))
 
     page = (run.folder / "compare" / "report").read_text()
     assert page == (run.folder / "compare" / "out" / "report.html").read_text()
     assert "<html" in page
+    told = json.loads((run.folder / "evaluate" / "executor_output.json").read_text())
+    shown = told["artifacts"]["classification"]["artifacts"][0]["metadata"]
+    assert set(shown) == {"confidenceMetrics", "confusionMatrix"}
+    counted = sum(sum(row["row"]) for row in shown["confusionMatrix"]["rows"])
+    assert counted == json.loads((run.folder / "evaluate" / "out" / "metrics.json").read_text())["test_n"]
+
     short = (run.folder / "compare" / "short").read_text()
     assert short == (run.folder / "compare" / "out" / "report.md").read_text()
 
@@ -69,9 +79,19 @@ def test_the_whole_pipeline_runs_to_the_end(run, tmp_path):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore::UserWarning")
 def test_a_step_that_fails_fails_the_run_and_nothing_after_it_starts(run, capfd):
-    with pytest.raises(RuntimeError, match="validate"):
-        run(validate={"min_grup": 30})
+    with pytest.raises(RuntimeError, match="stratify"):
+        run(stratify={"attributes": ["sexx"]})
     tasks = {path.name for path in run.folder.iterdir()}
-    assert "ingest" in tasks
-    assert not tasks & {"stratify", "base-models", "stage1"}
-    assert "min_group" in capfd.readouterr().out  # the task's log says what was probably meant
+    assert "validate" in tasks
+    assert not tasks & {"base-models", "stage1", "register"}
+    assert 'Did you mean "sex"?' in capfd.readouterr().out  # the task's log says what was probably meant
+    assert "**FAILED**" in (run.folder / "report-status" / "summary").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore::UserWarning")
+def test_a_mistake_in_the_form_is_refused_before_anything_is_fetched(run, capfd):
+    with pytest.raises(RuntimeError, match="plan"):
+        run(validate={"min_grup": 30})
+    assert {path.name for path in run.folder.iterdir()} <= {"plan", "report-status"}
+    assert "min_group" in capfd.readouterr().out

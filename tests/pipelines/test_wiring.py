@@ -4,13 +4,14 @@ from pathlib import Path
 
 import pytest
 import yaml
-from graphs import OUTSIDE, dvc_edges, flags, interpolated, pipeline_edges, step_of
+from graphs import dvc_edges, flags, interpolated, pipeline_edges, step_of, tasks_of
 from kfp import compiler
 
 import pipelines
 from fairvlm_core.steps import STEPS, step_module
 from pipelines.compile import compiled
 from pipelines.fairvlm import default_params, graph
+from pipelines.pools import STEP_POOLS
 
 ROOT = Path(pipelines.__file__).parent.parent
 MODELS = ("stage1", "stage2", "fair_moe")
@@ -38,9 +39,10 @@ def test_dvc_has_the_steps_in_order(dvc):
 
 
 def test_the_pipeline_has_the_steps(spec):
-    tasks = sorted(step_of(spec, task) for task in spec["root"]["dag"]["tasks"].values())
+    tasks = sorted(step_of(spec, task) for task in tasks_of(spec).values())
     once = [step for step in STEPS if step not in PER_MODEL]
-    assert tasks == sorted([OUTSIDE, *once, *(step for step in PER_MODEL for _ in MODELS)])
+    outside = ["fetch_dataset", "plan", *("pool" for _ in STEP_POOLS)]
+    assert tasks == sorted([*outside, *once, *(step for step in PER_MODEL for _ in MODELS)])
 
 
 def test_dvc_and_the_pipeline_are_wired_alike(dvc, spec):
