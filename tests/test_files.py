@@ -115,6 +115,12 @@ def test_checkpoints_stand_beside_the_output(tmp_path):
     assert checkpoint_folder(tmp_path / "stage1") == tmp_path / "stage1.checkpoint"
 
 
+def test_checkpoints_stand_where_the_environment_says(tmp_path, monkeypatch):
+    monkeypatch.setenv("FAIRVLM_CHECKPOINTS", str(tmp_path / "workspace"))
+    for name in ("stage1", "stage1.partial", "stage1.rank1.partial"):
+        assert checkpoint_folder(tmp_path / name) == tmp_path / "workspace" / "stage1.checkpoint"
+
+
 def test_the_hash_of_a_file(tmp_path):
     (tmp_path / "a").write_bytes(b"abc" * 100_000)
     assert sha256(tmp_path / "a") == hashlib.sha256(b"abc" * 100_000).hexdigest()

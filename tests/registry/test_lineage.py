@@ -10,7 +10,7 @@ import yaml
 
 from fairvlm_core.errors import FairVLMError
 from fairvlm_core.files import sha256
-from fairvlm_core.registry.lineage import commit, data_hash, dvc_md5
+from fairvlm_core.registry.lineage import commit, data_hash, dvc_md5, surroundings
 
 
 def git(folder, *arguments):
@@ -91,3 +91,13 @@ def test_damaged_lock_is_told(tmp_path, cohort, content):
     (tmp_path / "dvc.lock").write_text(content)
     with pytest.raises(FairVLMError, match=r"dvc\.lock cannot be read"):
         data_hash(cohort, tmp_path)
+
+
+def test_what_the_environment_says_becomes_tags(monkeypatch):
+    for name in ("GIT_COMMIT", "DATASET_COMMIT", "DATASET_HASH", "IMAGE", "KFP_RUN_ID"):
+        monkeypatch.delenv(f"FAIRVLM_{name}", raising=False)
+    assert surroundings() == {}
+    monkeypatch.setenv("FAIRVLM_IMAGE", "registry.example.org/fairvlm@sha256:0")
+    monkeypatch.setenv("FAIRVLM_KFP_RUN_ID", "run-7")
+    monkeypatch.setenv("FAIRVLM_DATASET_HASH", "")
+    assert surroundings() == {"image": "registry.example.org/fairvlm@sha256:0", "kfp_run_id": "run-7"}
