@@ -3,6 +3,7 @@
 python -m pipelines.compile                              # writes pipelines/fairvlm.yaml
 python -m pipelines.compile --cluster gke FILE.yaml      # for the node pools of another cluster
 python -m pipelines.compile --models fairvlm-models      # with a volume of base models at /models
+python -m pipelines.compile --nodes 2                    # FairMed-VLM over two nodes, as TrainJobs
 FAIRVLM_IMAGE=registry.example.org/fairvlm@sha256:... python -m pipelines.compile
 """
 
@@ -35,6 +36,7 @@ def compile_to(
     *,
     cluster: str = CLUSTER,
     models: str = "",
+    nodes: int = 1,
     default: Mapping[str, Mapping[str, Any]] | None = None,
     image: str = IMAGE,
 ) -> None:
@@ -53,7 +55,9 @@ def compile_to(
         )
     fresh = path.with_name(f".{path.stem}.partial.yaml")
     try:
-        compiler.Compiler().compile(graph(default or default_params(), cluster=cluster, models=models), str(fresh))
+        compiler.Compiler().compile(
+            graph(default or default_params(), cluster=cluster, models=models, nodes=nodes), str(fresh)
+        )
         documents = compiled(fresh)
         declared = documents[0]["root"]["inputDefinitions"]["parameters"]
         for name, values in LITERALS.items():  # the UI shows a list of them
@@ -74,9 +78,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("file", nargs="?", type=Path, default=COMPILED, help="the file to write")
     parser.add_argument("--cluster", default=CLUSTER, help=f"whose node pools: {', '.join(CLUSTERS)}")
     parser.add_argument("--models", default="", metavar="CLAIM", help="volume with base models, mounted at /models")
+    parser.add_argument("--nodes", type=int, default=1, help="over how many nodes FairMed-VLM is trained (TrainJob)")
     given = parser.parse_args(arguments)
     try:
-        compile_to(given.file, cluster=given.cluster, models=given.models)
+        compile_to(given.file, cluster=given.cluster, models=given.models, nodes=given.nodes)
     except FairVLMError as error:
         print(error, file=sys.stderr)
         sys.exit(2)

@@ -26,12 +26,13 @@ from components.pool.component import pool
 from components.predict.component import predict
 from components.register.component import register
 from components.report_status.component import report_status
-from components.stage1.component import stage1
-from components.stage2.component import stage2
+from components.stage1.component import stage1, stage1_job
+from components.stage2.component import stage2, stage2_job
 from components.stratify.component import stratify
 from components.tune_thresholds.component import tune_thresholds
 from components.validate.component import validate
 from fairvlm_core.cohort.adapters import ADAPTERS
+from fairvlm_core.errors import ConfigError
 from fairvlm_core.evaluation import CRITERIA
 from fairvlm_core.steps import STEPS
 from fairvlm_core.steps.base_models import PRESETS
@@ -62,7 +63,7 @@ def default_params() -> dict[str, dict[str, Any]]:
     }
 
 
-def graph(default: Mapping[str, Mapping[str, Any]], *, cluster: str = CLUSTER, models: str = "") -> Any:
+def graph(default: Mapping[str, Mapping[str, Any]], *, cluster: str = CLUSTER, models: str = "", nodes: int = 1) -> Any:
     """The pipeline with these sections of parameters as its defaults, for the pools of a cluster.
 
     One of them decides the wiring, and that is fixed when the pipeline is compiled: with `fair_moe.init_from` stage2,
@@ -72,10 +73,18 @@ def graph(default: Mapping[str, Mapping[str, Any]], *, cluster: str = CLUSTER, m
         default: step -> field -> value.
         cluster: one of `CLUSTERS`.
         models: claim of a volume with base models, mounted at /models.
+        nodes: over how many nodes the two stages of FairMed-VLM are trained; more than one makes them TrainJobs.
 
     Raises:
-        ConfigError: for a cluster that is not there, or whose pools do not do for a step.
+        ConfigError: for a cluster that is not there, or whose pools do not do for a step, or less than one node.
     """
+    if nodes < 1:
+        raise ConfigError(f"There are no {nodes} nodes.", where="--nodes", mend="Give 1, or how many there shall be.")
+    stages = {"stage1": stage1, "stage2": stage2} if nodes == 1 else {"stage1": stage1_job, "stage2": stage2_job}
+    # Where the workspace is, and what a TrainJob needs besides; the nodes of a job write to the same volume.
+    where = {"workspace": dsl.WORKSPACE_PATH_PLACEHOLDER}
+    several = {} if nodes == 1 else {"nodes": nodes, "image": IMAGE}
+    shared = {} if nodes == 1 else {"accessModes": ["ReadWriteMany"]}
     on = dataclasses.replace(cluster_named(cluster), models=models)
     proposed = {key: default[key.partition(".")[0]][key.partition(".")[2]] for key in FORM}
 
@@ -84,7 +93,7 @@ def graph(default: Mapping[str, Mapping[str, Any]], *, cluster: str = CLUSTER, m
         description="Stratify a cohort, train FairMed-VLM and Fair-MoE, evaluate fairness, register the best model.",
         pipeline_config=dsl.PipelineConfig(
             # Checkpoints outlive a pod here, so that a training step that is tried again goes on where it was.
-            workspace=dsl.WorkspaceConfig(size="200Gi"),
+            workspace=dsl.WorkspaceConfig(size="200Gi", kubernetes=dsl.KubernetesWorkspaceConfig(shared)),
             active_deadline_seconds=7 * DAY,
             ttl_seconds_after_success=7 * DAY,
             ttl_seconds_after_failure=30 * DAY,
@@ -165,16 +174,12 @@ def graph(default: Mapping[str, Mapping[str, Any]], *, cluster: str = CLUSTER, m
             base = place(base_models(params=section["base_models"], cohort=cohort), "base_models", on=on).outputs["out"]
 
             data = {"cohort": cohort, "images": images, "base": base}
-            trained = {"stage1": stage1(params=section["stage1"], **data, workspace=dsl.WORKSPACE_PATH_PLACEHOLDER)}
+            trained = {"stage1": stages["stage1"](params=section["stage1"], **data, **where, **several)}
             first = trained["stage1"].outputs["out"]
-            trained["stage2"] = stage2(
-                params=section["stage2"], **data, stage1=first, workspace=dsl.WORKSPACE_PATH_PLACEHOLDER
-            )
+            trained["stage2"] = stages["stage2"](params=section["stage2"], **data, stage1=first, **where, **several)
             second = trained["stage2"].outputs["out"]
             start = second if default["fair_moe"].get("init_from") == "stage2" else base
-            trained["fair_moe"] = fair_moe(
-                params=section["fair_moe"], **data, start=start, workspace=dsl.WORKSPACE_PATH_PLACEHOLDER
-            )
+            trained["fair_moe"] = fair_moe(params=section["fair_moe"], **data, start=start, **where)
             for step in TRAINING:
                 # A node that is taken away is no reason to lose a day: the next pod resumes from the checkpoint.
                 place(trained[step], step, asked[step], on=on).set_retry(2, backoff_duration="60s")

@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from overlays import ROOT, built, documents, named, of_kind
+from overlays import DEPLOY, ROOT, built, documents, named, of_kind
 
 # Labels of pods that others make: KFP's services in its manifests, Argo's on each pod of a workflow, the cluster's DNS.
 FOREIGN_LABELS = [
@@ -138,16 +138,17 @@ def test_a_step_reaches_what_it_needs(overlay, callee, port):
         assert may_call(manifests, {"workflows.argoproj.io/workflow": "fairvlm-x7k2p"}, callee, port)
 
 
-def test_only_fetch_dataset_leaves_the_cluster(overlay):
+def test_only_the_plan_and_fetch_dataset_leave_the_cluster(overlay):
     _, manifests = overlay
     api = named(manifests, "NetworkPolicy", "fairvlm-kubernetes-api")["spec"]["egress"][0]["to"]
     addresses = {peer["ipBlock"]["cidr"] for peer in api}
     assert all(int(cidr.split("/")[1]) >= 24 for cidr in addresses)
     for name in ("ingest", "stage1", "register"):
         assert {cidr for cidr, _ in outside(manifests, step(name))} == addresses
-    fetch = outside(manifests, step("fetch_dataset"))
-    assert {cidr for cidr, _ in fetch} == addresses | {"0.0.0.0/0", "::/0"}
-    assert all(ports == {443} for cidr, ports in fetch if cidr not in addresses)
+    for name in ("plan", "fetch_dataset"):
+        fetch = outside(manifests, step(name))
+        assert {cidr for cidr, _ in fetch} == addresses | {"0.0.0.0/0", "::/0"}
+        assert all(ports == {443} for cidr, ports in fetch if cidr not in addresses)
 
 
 def test_fetch_dataset_does_not_reach_private_addresses(overlay):
@@ -168,3 +169,14 @@ def test_mlflow_answers_runs_alone_and_calls_nobody(overlay):
     assert policies(manifests, labels, "Egress")
     for callee, port in (({"app": "ml-pipeline"}, 8887), ({"app": "seaweedfs"}, 8333)):
         assert not may_call(manifests, labels, callee, port)
+
+
+def test_nodes_of_a_train_job_speak_with_each_other_alone():
+    (policy,) = documents((DEPLOY / "trainer" / "network.yaml").read_text())
+    job, other = {"jobset.sigs.k8s.io/jobset-name": "stage1-x"}, {"fairvlm.io/step": "stage1"}
+    spec = policy["spec"]
+    assert selects(spec["podSelector"], job)
+    assert not selects(spec["podSelector"], other)
+    for peer in (*spec["ingress"][0]["from"], *spec["egress"][0]["to"]):
+        assert selects(peer["podSelector"], job)
+        assert not selects(peer["podSelector"], other)

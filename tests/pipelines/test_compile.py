@@ -296,6 +296,25 @@ def test_a_volume_of_base_models_is_mounted_where_they_are_read(tmp_path, kubern
     assert {mount[0]["mountPath"] for mount in found.values() if mount} == {"/models"}
 
 
+def test_over_several_nodes_the_stages_are_train_jobs_with_what_the_task_was_given(tmp_path):
+    main(["--nodes", "2", str(tmp_path / "a.yaml")])
+    spec, platforms = compiled(tmp_path / "a.yaml")
+    for step in ("stage1", "stage2"):
+        component = spec["components"][f"comp-{step}-job"]
+        passed = {item["field"] for item in component["taskConfigPassthroughs"]}
+        assert {"RESOURCES", "KUBERNETES_TOLERATIONS", "KUBERNETES_NODE_SELECTOR", "KUBERNETES_VOLUMES"} <= passed
+        task = tasks_of(spec)[f"{step}-job"]
+        assert constants(task)["nodes"] == 2
+        assert constants(task)["image"] == IMAGE
+        assert "accelerator" in executor_of(spec, task)[1]["container"]["resources"]
+    assert "comp-fair-moe" in spec["components"]  # trains in a single process
+    workspace = platforms["platforms"]["kubernetes"]["pipelineConfig"]["workspace"]
+    assert workspace["kubernetes"]["pvcSpecPatch"] == {"accessModes": ["ReadWriteMany"]}
+    assert not undeclared(spec)
+    with pytest.raises(SystemExit):
+        main(["--nodes", "0", str(tmp_path / "b.yaml")])
+
+
 def test_an_unknown_cluster_is_named_with_the_nearest(capsys):
     with pytest.raises(SystemExit) as caught:
         main(["--cluster", "gkee"])
