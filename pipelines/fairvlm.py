@@ -34,7 +34,7 @@ from components.validate.component import validate
 from fairvlm_core.cohort.adapters import ADAPTERS
 from fairvlm_core.errors import ConfigError
 from fairvlm_core.evaluation import CRITERIA
-from fairvlm_core.steps import STEPS
+from fairvlm_core.steps import STEPS, step_module
 from fairvlm_core.steps.base_models import PRESETS
 from pipelines.pools import STEP_POOLS, TRAINING, cluster_named, described, place
 
@@ -56,11 +56,24 @@ FORM = ("ingest.dataset", "base_models.preset", "compare.criterion", "register.r
 
 
 def default_params() -> dict[str, dict[str, Any]]:
-    """The sections of `params.yaml`; null means that the step's own default holds, for which a Struct has no value."""
+    """The sections of `params.yaml`; null is left out, for kfp compiles no null into a mapping.
+
+    Raises:
+        ConfigError: where null is not the step's own default, so that leaving it out would change the run.
+    """
     sections = yaml.safe_load(PARAMS_FILE.read_text())
-    return {
-        step: {key: value for key, value in (sections.get(step) or {}).items() if value is not None} for step in STEPS
-    }
+    found = {}
+    for step in STEPS:
+        given, own = sections.get(step) or {}, step_module(step).Config()
+        for name, value in given.items():
+            if value is None and getattr(own, name, None) is not None:
+                raise ConfigError(
+                    f"{step}.{name} is null, which a compiled pipeline cannot say.",
+                    where=f"{PARAMS_FILE}, section {step}",
+                    mend="Give it when a run is started: fairvlm submit --params FILE.",
+                )
+        found[step] = {name: value for name, value in given.items() if value is not None}
+    return found
 
 
 def graph(default: Mapping[str, Mapping[str, Any]], *, cluster: str = CLUSTER, models: str = "", nodes: int = 1) -> Any:

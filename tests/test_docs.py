@@ -213,3 +213,43 @@ def test_the_family_of_contributing_loads_what_it_saved(tmp_path, monkeypatch):
     np.testing.assert_array_equal(loaded.score(images), probe.score(images))
     assert loaded.score(images).shape == (3, 2)
     assert loaded.embed(images).shape[0] == 3
+
+
+@pytest.fixture(scope="module")
+def kubeflow():
+    drawn = runpy.run_path(str(ROOT / "docs" / "draw_kubeflow.py"), run_name="draw_kubeflow")
+    return drawn, drawn["read"]()
+
+
+def test_the_pictures_for_kubeflow_name_every_field_list_and_task_of_the_compiled_file(kubeflow):
+    drawn, spec = kubeflow
+    pages = drawn["pages"](spec)
+    fields = spec["root"]["inputDefinitions"]["parameters"]
+    shown = re.findall(r'<label for="(\w+)">', pages["kubeflow-form"])
+    assert shown == sorted(fields)
+    offered = re.findall(r'<select id="(\w+)">(.*?)</select>', pages["kubeflow-form"])
+    lists = {name: re.findall(r"<option[^>]*>([^<]+)", options) for name, options in offered}
+    assert lists == {name: field["literals"] for name, field in fields.items() if "literals" in field}
+    selected = dict(re.findall(r'<select id="(\w+)">.*?<option selected>([^<]+)', pages["kubeflow-form"]))
+    assert selected == {name: fields[name]["defaultValue"] for name in lists}
+
+    titles = re.findall(r'font-weight="600"[^>]*>([^<]+)', pages["kubeflow-run"])
+    tasks = [task["taskInfo"]["name"] for name, task in drawn["tasks_of"](spec).items()]
+    assert sorted(titles) == sorted(name for name in tasks if not name.startswith("pool-"))
+    for step in ("stage1", "stage2", "fair_moe"):
+        assert f"{step}_pool: {fields[f'{step}_pool']['defaultValue']}" in pages["kubeflow-run"]
+
+
+def test_the_pictures_for_kubeflow_are_those_of_the_compiled_file_and_light(kubeflow):
+    drawn, spec = kubeflow
+    for name, page in drawn["pages"](spec).items():
+        path = ROOT / "docs" / "images" / f"{name}.png"
+        assert path.stat().st_size < 150_000
+        with Image.open(path) as picture:
+            assert picture.text[drawn["MADE_FROM"]] == drawn["mark"](page), "run python docs/draw_kubeflow.py"
+
+
+def test_the_page_for_kubeflow_explains_every_field_of_the_form(kubeflow):
+    rows = re.findall(r"^\| (`[^|]+) \|", (ROOT / "docs" / "kubeflow.md").read_text(), flags=re.MULTILINE)
+    named = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+    assert set(kubeflow[1]["root"]["inputDefinitions"]["parameters"]) <= named

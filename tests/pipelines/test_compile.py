@@ -336,6 +336,15 @@ def test_a_pool_that_does_not_do_is_refused_when_it_is_compiled(broken, words, m
     assert not list(tmp_path.iterdir())
 
 
+def test_a_null_that_cannot_be_compiled_is_refused(tmp_path, monkeypatch):
+    given = yaml.safe_load(PARAMS_FILE.read_text())
+    given["stratify"]["majority_cap"] = None
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(given))
+    monkeypatch.setattr("pipelines.fairvlm.PARAMS_FILE", tmp_path / "params.yaml")
+    with pytest.raises(ConfigError, match=r"stratify\.majority_cap is null"):
+        default_params()
+
+
 def test_a_tag_in_the_place_of_a_digest_is_warned_about(tmp_path, capsys):
     compile_to(tmp_path / "a.yaml", image="registry.example.org/fairvlm:1")
     assert "named by a tag" in capsys.readouterr().err
