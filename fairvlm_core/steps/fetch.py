@@ -6,25 +6,28 @@ that changed the folder. Under it a fetched folder can be kept, however often th
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from fairvlm_core.errors import CohortError, ConfigError
 from fairvlm_core.files import folder_written
 
+if TYPE_CHECKING:
+    from dulwich.objects import Commit
+    from dulwich.repo import Repo
+
 TOKEN = "GIT_TOKEN"
-# Git runs this text in a shell; the token stays in the environment and is on no command line.
-HELPER = f'!f() {{ echo username=token; echo "password=${TOKEN}"; }}; f'
 
 
 @dataclass(frozen=True)
@@ -57,21 +60,18 @@ def resolve(repo: str, revision: str, path: str) -> Release:
         raise ConfigError(
             "The path leaves the repository.", where="fetch_dataset_path", mend="Give a path from its root, without ..."
         )
-    with _checked_out(repo) as folder:
-        commit = _git(folder, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
-        if commit is None:
-            commit = _git(
-                folder, "rev-parse", "--verify", "--quiet", "--end-of-options", f"origin/{revision}^{{commit}}"
-            )
+    with _repository(repo) as found:
+        commit = _commit(found, revision)
         if commit is None:
             raise ConfigError(
                 f"The repository has no revision {revision}.",
                 where=f"fetch_dataset_revision, {_shown(repo)}",
                 mend="Give a commit, a tag or a branch that it has.",
             )
-        found, where = _hash_of(folder, commit, place)
-        last = _git(folder, "log", "-1", "--format=%H", commit, "--", where)
-        return Release(last or commit, found)
+        data_hash, where = _hash_of(found, commit, place)
+        changes = iter(found.get_walker(include=[commit.id], paths=[where.encode()], max_entries=1))
+        last = next(changes, None)
+        return Release((last.commit if last else commit).id.decode(), data_hash)
 
 
 def fetch(repo: str, commit: str, path: str, out: Path) -> None:
@@ -83,11 +83,15 @@ def fetch(repo: str, commit: str, path: str, out: Path) -> None:
     if not repo:
         with folder_written(out):
             return
+    from dulwich import porcelain
+
     _refuse_incomplete(repo, commit, path)
-    with folder_written(out) as folder, _checked_out(repo) as source:
+    with folder_written(out) as folder, _repository(repo) as found:
         folder.rmdir()  # DVC would put the dataset inside a folder that exists
+        if not Path(repo).is_dir():
+            porcelain.branch_create(found, "fairvlm", commit)  # DVC copies what a branch of ours leads to
         # What follows `--` cannot be read as an option, whatever the run's form said.
-        command = [sys.executable, "-m", "dvc", "get", "--rev", commit, "--out", str(folder), "--", str(source), path]
+        command = [sys.executable, "-m", "dvc", "get", "--rev", commit, "--out", str(folder), "--", found.path, path]
         if subprocess.run(command).returncode:
             raise CohortError(
                 "DVC could not bring the dataset; what it says is above.",
@@ -111,49 +115,89 @@ def _refuse_incomplete(repo: str, revision: str, path: str) -> None:
 
 
 @contextmanager
-def _checked_out(repo: str) -> Iterator[Path]:
-    """A local copy of the repository: itself where it is a folder, for DVC then finds its cache there, too."""
+def _repository(repo: str) -> Iterator[Repo]:
+    """The repository, without its files: where it is a folder, itself, for DVC then finds its cache there, too.
+
+    The image has no git: dulwich, which DVC uses as well, is git in Python.
+    """
+    from dulwich import porcelain
+    from dulwich.errors import NotGitRepository
+    from dulwich.repo import Repo
+
     if Path(repo).is_dir():
-        yield Path(repo)
-        return
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch) / "repository"
-        credentials = ["-c", f"credential.helper={HELPER}"] if os.environ.get(TOKEN) else []
-        command = ["git", *credentials, "clone", "--quiet", "--no-checkout", "--", repo, str(folder)]
-        done = subprocess.run(
-            command, env={**os.environ, "GIT_TERMINAL_PROMPT": "0"}, capture_output=True, text=True, check=False
-        )
-        if done.returncode:
-            said = done.stderr.strip().splitlines()
+        try:
+            with closing(Repo(repo)) as found:
+                yield found
+        except NotGitRepository:
             raise ConfigError(
-                f"The repository cannot be cloned: {_shown(said[-1]) if said else 'git says nothing'}",
+                "This folder is no repository.", where=f"fetch_dataset_repo, {repo}", mend="Give the root of one."
+            ) from None
+        return
+    token = os.environ.get(TOKEN)
+    access: dict[str, Any] = {"username": "token", "password": token} if token and repo.startswith("https://") else {}
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            cloned = porcelain.clone(repo, folder, checkout=False, errstream=io.BytesIO(), **access)
+        # Whatever is wrong with an address, a server or a network comes as errors of half a dozen libraries.
+        except Exception as error:
+            raise ConfigError(
+                f"The repository cannot be cloned ({type(error).__name__}).",
                 where=f"fetch_dataset_repo, {_shown(repo)}",
                 mend=f"Check its address, and for a private one the token in {TOKEN}.",
-            )
-        yield folder
+            ) from None
+        with closing(cloned):
+            yield cloned
 
 
-def _hash_of(folder: Path, commit: str, path: PurePosixPath) -> tuple[str, str]:
+def _commit(found: Repo, revision: str) -> Commit | None:
+    """What a commit, tag or branch means; a branch of a clone is one of its origin."""
+    from dulwich.objectspec import parse_commit
+
+    for name in (revision, f"origin/{revision}"):
+        try:
+            return parse_commit(found, name)
+        except (KeyError, ValueError):
+            continue
+    return None
+
+
+def _hash_of(found: Repo, commit: Commit, path: PurePosixPath) -> tuple[str, str]:
     """The folder's hash at a commit, and the file or folder in Git that says it."""
-    described = _git(folder, "show", f"{commit}:{path}.dvc")
+    described = _read(found, commit, f"{path}.dvc")
     if described is not None:
         (out,) = _yaml(described, f"{path}.dvc")["outs"]
         return out["md5"], f"{path}.dvc"
     for parent in (path.parent, *path.parent.parents):
         lock = str(parent / "dvc.lock")
-        written = _git(folder, "show", f"{commit}:{lock}")
+        written = _read(found, commit, lock)
         for stage in (_yaml(written, lock).get("stages") or {}).values() if written else ():
             for out in stage.get("outs", []):
                 if parent / out["path"] == path and "md5" in out:
                     return out["md5"], lock
-    tree = _git(folder, "rev-parse", "--verify", "--quiet", f"{commit}:{path}")
+    tree = _lookup(found, commit, str(path))
     if tree is not None:
-        return f"git:{tree}", str(path)
+        return f"git:{tree.decode()}", str(path)
     raise ConfigError(
         f"There is no {path} at this revision.",
         where="fetch_dataset_path",
         mend="Give the path of a folder that DVC or Git keeps there.",
     )
+
+
+def _lookup(found: Repo, commit: Commit, path: str) -> bytes | None:
+    """The id of a file or folder at a commit."""
+    from dulwich.errors import NotTreeError
+    from dulwich.object_store import tree_lookup_path
+
+    try:
+        return tree_lookup_path(found.object_store.__getitem__, commit.tree, path.encode())[1]
+    except (KeyError, NotTreeError):
+        return None
+
+
+def _read(found: Repo, commit: Commit, path: str) -> str | None:
+    place = _lookup(found, commit, path)
+    return None if place is None else found[place].as_raw_string().decode(errors="replace")
 
 
 def _yaml(text: str, where: str) -> dict[str, Any]:
@@ -168,8 +212,3 @@ def _yaml(text: str, where: str) -> dict[str, Any]:
 def _shown(address: str) -> str:
     """Without the name and password that an address may hold."""
     return re.sub(r"//[^/@\s]*@", "//", address)
-
-
-def _git(folder: Path, *arguments: str) -> str | None:
-    done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=False)
-    return done.stdout.strip() if done.returncode == 0 else None

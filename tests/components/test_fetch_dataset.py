@@ -67,6 +67,24 @@ def test_the_release_is_the_one_of_the_revision(repository, tmp_path):
     assert (out / "table.csv").read_text() == "first"
 
 
+def test_a_repository_elsewhere_is_cloned_and_its_remote_read(tmp_path, monkeypatch):
+    """As from a server: nothing but the clone and the DVC remote that it names."""
+    origin, remote = tmp_path / "origin", tmp_path / "remote"
+    (origin / "release").mkdir(parents=True)
+    (origin / "release" / "table.csv").write_text("kept elsewhere")
+    git(origin, "init", "-q", "-b", "main")
+    dvc = [sys.executable, "-m", "dvc"]
+    for command in (
+        [*dvc, "init", "-q"], [*dvc, "remote", "add", "-q", "-d", "store", str(remote)],
+        [*dvc, "add", "-q", "release"], [*dvc, "push", "-q"], ["git", "checkout", "-q", "-b", "side"], ["git", "add", "-A"],
+        ["git", "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-q", "-m", "first"],
+    ):  # fmt: skip
+        subprocess.run(command, cwd=origin, check=True, capture_output=True)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    found = resolve(f"file://{origin}", "side", "release")
+    assert (fetch(tmp_path, f"file://{origin}", found.commit, "release") / "table.csv").read_text() == "kept elsewhere"
+
+
 @pytest.mark.parametrize(("revision", "path"), [("", "release"), ("v1", "")])
 def test_a_repository_needs_revision_and_path(repository, tmp_path, revision, path):
     with pytest.raises(ConfigError, match="revision"):
@@ -106,6 +124,16 @@ def test_a_branch_means_the_commit_that_last_changed_the_folder(repository, tmp_
         assert resolve(f"file://{repository}", branch, "release") == found  # cloned, as from a server
     finally:
         git(repository, "reset", "-q", "--hard", second)
+
+
+def test_no_git_is_needed_for_it(repository, tmp_path, monkeypatch):
+    """The image has none."""
+    first = git(repository, "rev-parse", "v1")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert resolve(f"file://{repository}", "v1", "release").commit == first
+    out = SimpleNamespace(path=str(tmp_path / "fetched"), metadata={})
+    fetch_dataset.python_func(repo=str(repository), commit=first, path="release", data_hash="", out=out)
+    assert (tmp_path / "fetched" / "table.csv").read_text() == "first"
 
 
 def test_what_git_itself_keeps_is_known_by_its_tree(repository):
