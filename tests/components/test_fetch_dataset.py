@@ -76,7 +76,8 @@ def test_a_repository_elsewhere_is_cloned_and_its_remote_read(tmp_path, monkeypa
     dvc = [sys.executable, "-m", "dvc"]
     for command in (
         [*dvc, "init", "-q"], [*dvc, "remote", "add", "-q", "-d", "store", str(remote)],
-        [*dvc, "add", "-q", "release"], [*dvc, "push", "-q"], ["git", "checkout", "-q", "-b", "side"], ["git", "add", "-A"],
+        [*dvc, "add", "-q", "release"], [*dvc, "push", "-q"],
+        ["git", "checkout", "-q", "-b", "side"], ["git", "add", "-A"],
         ["git", "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-q", "-m", "first"],
     ):  # fmt: skip
         subprocess.run(command, cwd=origin, check=True, capture_output=True)
