@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.special import ndtr, ndtri
 
 from fairvlm_core.errors import PredictionsError
+from fairvlm_core.evaluation.interval import LEVEL, Path, extreme_interval, interval
 from fairvlm_core.evaluation.judgement import GAPS, with_intersection
 from fairvlm_core.evaluation.metrics import groups_in
 from fairvlm_core.evaluation.predictions import Scores
@@ -27,15 +27,13 @@ from fairvlm_core.evaluation.resampling import (
     leave_out_weights,
     patient_codes,
     whole_weights,
+    with_whole,
 )
 
 RESAMPLES = 1000
-LEVEL = 0.95
 METHODS = ("percentile", "bca")
 FOLDS = 256  # of the jackknife that BCa needs; with fewer patients than this each is left out by itself
-ENOUGH = 0.9  # share of the resamples in which a number must exist for it to have an interval
 
-Path = tuple[str, ...]  # where a number stands in a judgement: ("attributes", "sex", "groups", "female", "auc")
 Values = dict[Path, np.ndarray]  # float64 [R], NaN where a resample has no such number
 
 
@@ -52,7 +50,8 @@ def intervals(
 
     Args:
         scores: with decisions.
-        method: percentile, or bca (bias-corrected and accelerated: Efron 1987).
+        method: percentile, or bca (bias-corrected and accelerated: Efron 1987), of all numbers but gaps and other
+            extremes, whose intervals are made as the module says.
         min_cell: as of `judge`: smaller groups have no numbers.
 
     Returns:
@@ -63,8 +62,8 @@ def intervals(
         raise ValueError(f"method must be one of {', '.join(METHODS)}, not {method}")
     patient = patient_codes(scores.patient_ids)
     people = int(patient.max(initial=-1)) + 1
-    drawn = replicates(scores, bootstrap_weights(patient, resamples, seed), resamples, min_cell=min_cell)
-    one = replicates(scores, whole_weights(len(patient)), 1, min_cell=min_cell)
+    weights = with_whole(bootstrap_weights(patient, resamples, seed), resamples)
+    drawn, errors = _replicates(scores, weights, resamples + 1, min_cell)
     left: Values = {}
     if method == "bca":
         folds = min(people, FOLDS)
@@ -77,48 +76,16 @@ def intervals(
         **{part: {} for part in ("overall", "attributes", "across")},
     }
     for path, values in drawn.items():
-        ends = interval(float(one[path][0]), values, level=level, jackknife=left.get(path))
+        estimate, values = float(values[-1]), values[:-1]
+        if path in errors:
+            ends = extreme_interval(path, estimate, values, errors[path][:-1], level=level)
+        else:
+            ends = interval(estimate, values, level=level, jackknife=left.get(path))
         place = found
         for name in path[:-1]:
             place = place.setdefault(name, {})
         place[path[-1]] = None if ends is None else [round(end, 6) for end in ends]
     return found
-
-
-def interval(
-    estimate: float, values: np.ndarray, *, level: float = LEVEL, jackknife: np.ndarray | None = None
-) -> tuple[float, float] | None:
-    """The interval of one number; None where it does not exist, or in too many resamples does not.
-
-    Args:
-        estimate: the number itself.
-        values: what it is in each resample, [R], NaN where it does not exist.
-        jackknife: what it is with each patient (or fold of patients) left out: then the interval is bias-corrected and
-            accelerated (Efron 1987), else that of the percentiles.
-
-    >>> [round(end, 3) for end in interval(0.5, np.linspace(0, 1, 101), level=0.9)]
-    [0.05, 0.95]
-    """
-    known = values[~np.isnan(values)]
-    if np.isnan(estimate) or len(known) < max(ENOUGH * len(values), 1):
-        return None
-    tails = np.array([(1 - level) / 2, (1 + level) / 2])
-    if jackknife is not None:
-        tails = _bca_tails(estimate, known, jackknife[~np.isnan(jackknife)], tails)
-    low, high = np.quantile(known, tails)
-    return float(low), float(high)
-
-
-def _bca_tails(estimate: float, known: np.ndarray, left: np.ndarray, tails: np.ndarray) -> np.ndarray:
-    """Which quantiles to take. Where every resample says the same, or nobody's absence matters, those asked for."""
-    below = ((known < estimate).mean() + (known <= estimate).mean()) / 2
-    away = left.mean() - left if len(left) else np.zeros(1)
-    spread = (away**2).sum() ** 1.5
-    if not 0 < below < 1 or spread == 0:
-        return tails
-    bias, acceleration = ndtri(below), (away**3).sum() / (6 * spread)
-    shifted = bias + ndtri(tails)
-    return ndtr(bias + shifted / (1 - acceleration * shifted))
 
 
 @dataclass(frozen=True)
@@ -180,6 +147,11 @@ def replicates(scores: Scores, weights: Weights, resamples: int, *, min_cell: in
     Args:
         weights: of the resamples, of which there are `resamples`.
     """
+    return _replicates(scores, weights, resamples, min_cell)[0]
+
+
+def _replicates(scores: Scores, weights: Weights, resamples: int, min_cell: int) -> tuple[Values, Values]:
+    """What `replicates` gives, and how far chance pushes each extreme, the last resample being the data themselves."""
     attributes = {
         name: [(group, rows) for group, rows in groups_in(values) if rows.sum() >= min_cell]
         for name, values in with_intersection(scores.groups).items()
@@ -187,6 +159,7 @@ def replicates(scores: Scores, weights: Weights, resamples: int, *, min_cell: in
     by_label = [_label(scores, j, attributes, weights, resamples, min_cell) for j in range(len(scores.labels))]
     nothing = np.full(resamples, np.nan)
     found: Values = {}
+    errors: Values = {}
     everybody = [label.groups["overall", ""] for label in by_label]
     found["overall", "accuracy"] = _accuracy(scores.kind, everybody, nothing)
     # With several classes it is the mean recall of those that are there.
@@ -194,6 +167,7 @@ def replicates(scores: Scores, weights: Weights, resamples: int, *, min_cell: in
     found["overall", "balanced_accuracy"] = _mean([part[balanced] for part in everybody if part["judged"]], nothing)
     for name in ("auc", "ece", "brier"):
         found["overall", name] = _mean([part[name] for part in everybody if name != "auc" or part["judged"]], nothing)
+    errors["overall", "ece"] = _mean([part["ece_error"] for part in everybody], nothing)
     for label, part in zip(scores.labels, everybody, strict=True):
         found["overall", "auc_per_label", label] = part["auc"]
     if scores.kind == "multilabel":
@@ -204,6 +178,9 @@ def replicates(scores: Scores, weights: Weights, resamples: int, *, min_cell: in
             found["attributes", name, metric] = _mean(told, nothing)
             worst = np.fmin if of_several is min else np.fmax
             found["attributes", name, f"{metric}_worst"] = worst.reduce(told) if told else nothing
+            pushed = [label.errors[name][metric] for label in by_label if metric in label.errors[name]]
+            errors["attributes", name, metric] = _mean(pushed, nothing)
+            errors["attributes", name, f"{metric}_worst"] = np.fmax.reduce(pushed) if pushed else nothing
         for group, _ in groups:
             parts = [label.groups[name, group] for label in by_label]
             where = ("attributes", name, "groups", str(group))
@@ -218,29 +195,35 @@ def replicates(scores: Scores, weights: Weights, resamples: int, *, min_cell: in
                 found[*where, "prevalence"] = _mean([part["prevalence"] for part in parts], nothing)
             for metric in ("ece", "brier"):
                 found[*where, metric] = _mean([part[metric] for part in parts], nothing)
+            errors[*where, "ece"] = _mean([part["ece_error"] for part in parts], nothing)
         right = [found["attributes", name, "groups", str(group), "accuracy"] for group, _ in groups]
         # The groups of an attribute share nobody, so that their sums add up to everybody's.
         together = _accuracy(
             scores.kind, [label.groups[name, group] for label in by_label for group, _ in groups], nothing
         )
-        apart = sum(np.abs(together - value) for value in right)
-        found["attributes", name, "es_accuracy"] = together / (1 + apart) if len(right) > 1 else nothing
+        path = ("attributes", name, "es_accuracy")
+        found[path], errors[path] = _scaled(together, np.array(right)) if len(right) > 1 else (nothing, nothing)
         for metric, of, worst in (("worst_group_auc", "auc", np.fmin), ("worst_group_ece", "ece", np.fmax)):
-            told = [found["attributes", name, "groups", str(group), of] for group, _ in groups]
-            found["attributes", name, metric] = worst.reduce(told) if told else nothing
+            at = [("attributes", name, "groups", str(group), of) for group, _ in groups]
+            path = ("attributes", name, metric)
+            found[path] = worst.reduce([found[one] for one in at]) if at else nothing
+            # The worst is at most as much too bad as any group is.
+            each = [errors[one] if of == "ece" else found[one][-1:] - found[one] for one in at]
+            errors[path] = np.fmax.reduce(each) if at else nothing
     for metric in GAPS:
-        told = [found["attributes", name, metric] for name in scores.groups]
-        told = [values for values in told if not np.isnan(values).all()]
-        found["across", metric, "mean"] = _mean(told, nothing)
-    return found
+        for values in (found, errors):
+            told = [values["attributes", name, metric] for name in scores.groups]
+            values["across", metric, "mean"] = _mean([one for one in told if not np.isnan(one).all()], nothing)
+    return found, errors
 
 
 @dataclass(frozen=True)
 class _Label:
-    """One label's numbers: (attribute, group) -> metric -> [R], and attribute -> gap -> [R]."""
+    """One label's numbers: (attribute, group) -> metric -> [R], attribute -> gap -> [R], and the gaps' errors."""
 
     groups: dict[tuple[str, Any], dict[str, Any]]
     gaps: dict[str, dict[str, np.ndarray]]
+    errors: dict[str, dict[str, np.ndarray]]
 
 
 def _label(
@@ -285,18 +268,20 @@ def _label(
         for key, at in place.items()
     }
     gaps: dict[str, dict[str, np.ndarray]] = {}
+    errors: dict[str, dict[str, np.ndarray]] = {}
     for name, groups in attributes.items():
-        gaps[name] = {}
+        gap, error = gaps.setdefault(name, {}), errors.setdefault(name, {})
         among = [place[name, group] for group, _ in groups]
         if len(among) > 1:
-            gaps[name]["dpd"] = _gap(rates["selection_rate"][among])
+            gap["dpd"], error["dpd"] = _gap(rates["selection_rate"][among])
         among = [place[name, group] for group, _ in groups if judged[name, group]]
         if len(among) > 1:
-            base, each = rates["auc"][union[name]], rates["auc"][among]
-            gaps[name]["es_auc"] = base / (1 + np.abs(base - each).sum(0))
-            gaps[name]["tpr_gap"], gaps[name]["fpr_gap"] = _gap(rates["tpr"][among]), _gap(rates["fpr"][among])
-            gaps[name]["eod"] = np.maximum(gaps[name]["tpr_gap"], gaps[name]["fpr_gap"])
-    return _Label(parts, gaps)
+            gap["es_auc"], error["es_auc"] = _scaled(rates["auc"][union[name]], rates["auc"][among])
+            for metric, rate in (("tpr_gap", "tpr"), ("fpr_gap", "fpr")):
+                gap[metric], error[metric] = _gap(rates[rate][among])
+            for made in (gap, error):
+                made["eod"] = np.maximum(made["tpr_gap"], made["fpr_gap"])
+    return _Label(parts, gaps, errors)
 
 
 def _rates(sums: Sums) -> dict[str, np.ndarray]:
@@ -304,6 +289,7 @@ def _rates(sums: Sums) -> dict[str, np.ndarray]:
     known = sums.positives + sums.negatives
     with np.errstate(invalid="ignore", divide="ignore"):
         tpr, fpr = sums.hits / sums.positives, sums.false_alarms / sums.negatives
+        surplus = sums.surplus / known[:, None]
         return {
             "auc": sums.wins / (sums.positives * sums.negatives),
             "tpr": tpr,
@@ -312,6 +298,7 @@ def _rates(sums: Sums) -> dict[str, np.ndarray]:
             "selection_rate": sums.selected / sums.members,
             "prevalence": sums.positives / known,
             "ece": sums.miscalibration / known,
+            "ece_error": np.abs(surplus - surplus[..., -1:]).sum(1),
             "brier": sums.squares / known,
             "hits": sums.hits,
             "right": sums.hits + sums.negatives - sums.false_alarms,
@@ -320,9 +307,19 @@ def _rates(sums: Sums) -> dict[str, np.ndarray]:
         }
 
 
-def _gap(values: np.ndarray) -> np.ndarray:
-    """Largest minus smallest over the groups [G, R]; NaN where a group lacks the number."""
-    return values.max(0) - values.min(0)
+def _gap(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Largest minus smallest over the groups [G, R], and that of their errors; NaN where a group lacks the number."""
+    return np.ptp(values, axis=0), np.ptp(values - values[:, -1:], axis=0)
+
+
+def _scaled(base: np.ndarray, each: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Equity-scaled `base` [R] given that of each group [G, R], and by how much chance makes it too small."""
+    away = base - each
+    apart = np.abs(away).sum(axis=0)
+    found = base / (1 + apart)
+    errors = np.abs(away - away[:, -1:]).sum(axis=0)
+    largest = (2 * base[-1] - base) / (1 + np.maximum(apart[-1] - errors, 0))
+    return found, largest - found[-1]
 
 
 def _accuracy(kind: str, parts: list[dict[str, Any]], nothing: np.ndarray) -> np.ndarray:

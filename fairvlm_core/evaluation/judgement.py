@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from fairvlm_core.evaluation.disclosure import Withheld, withheld
 from fairvlm_core.evaluation.metrics import (
     accuracy,
     auc,
@@ -36,23 +37,26 @@ def judge(scores: Scores, *, min_cell: int = 10) -> dict[str, Any]:
     """All numbers for one model on one split, as JSON: null where a number does not exist, never NaN.
 
     Groups of fewer than `min_cell` images are suppressed: their count reads "<10", they have no values, and they take
-    no part in any gap. The same holds label by label for groups with fewer than `min_cell` known truths. A gap needs
-    two groups that can be judged. With several labels, `auc`, `es_auc`, `dpd`, `eod` and `tpr_gap` are means over the
-    labels, each against the rest (FairMed-VLM, demographic parity gap), and `..._worst` is the worst label's. So are
-    `ece` and `brier`, which need no positives: a group without any has them, though it has no AUC.
+    no part in any gap. The same holds label by label for groups with fewer than `min_cell` known truths. Where such a
+    count would follow from the others, further counts are withheld (n reads "10 or more", positives are null); the
+    group keeps its numbers, for which see `disclosure`. A gap needs two groups that can be judged. With several labels,
+    `auc`, `es_auc`, `dpd`, `eod` and `tpr_gap` are means over the labels, each against the rest (FairMed-VLM,
+    demographic parity gap), and `..._worst` is the worst label's. So are `ece` and `brier`, which need no positives: a
+    group without any has them, though it has no AUC.
 
     Returns:
         `overall`: accuracy, balanced_accuracy, exact_match (multilabel only), auc, auc_per_label, ece, brier.
         `attributes`: attribute (and "sex x age_group") -> n, unknown, es_auc, dpd, eod, tpr_gap, fpr_gap (each also
         `_worst`), es_accuracy, worst_group_auc, worst_group_ece, `groups` {name: n, positives, auc, accuracy,
         balanced_accuracy, selection_rate, prevalence, tpr, fpr, ece, brier}, `labels` {label: the same five gaps,
-        worst_group_auc and groups for that label}, suppressed [names], unjudged [{label, group, reason, n, positives}].
+        worst_group_auc and groups for that label}, suppressed [names], withheld [names whose n is],
+        unjudged [{label, group, reason, n, positives}].
         `across`: es_auc, dpd, eod, tpr_gap, fpr_gap -> mean and worst over the attributes, the intersection not counted
         again.
         `per_label`: label -> n, positives, auc, accuracy, balanced_accuracy, selection_rate, prevalence, tpr, fpr, ece,
         brier, over all images; with fewer than `min_cell` known truths n and positives alone.
         `unjudged`: [{label, reason, n, positives}] for labels that have no AUC at all.
-        `answers`, only where the model also answered in words: see `judge_answers`.
+        `answers`, only where the model also answered in words: see `_judge_answers`.
     """
     columns = list(zip(scores.y_true.T, scores.y_score.T, strict=True))
     aucs = [auc(truth, score) for truth, score in columns]
@@ -66,9 +70,9 @@ def judge(scores: Scores, *, min_cell: int = 10) -> dict[str, Any]:
     }
     if scores.kind == "multilabel":
         overall["exact_match"] = _number(exact_match(scores.y_true, scores.y_pred))
-    attributes = {
-        name: _judge_attribute(scores, values, min_cell) for name, values in with_intersection(scores.groups).items()
-    }
+    groups = with_intersection(scores.groups)
+    kept = withheld(scores, groups, min_cell=min_cell)
+    attributes = {name: _judge_attribute(scores, name, values, min_cell, kept) for name, values in groups.items()}
     single = [attributes[name] for name in scores.groups]
     return {
         "model": scores.model,
@@ -93,11 +97,11 @@ def judge(scores: Scores, *, min_cell: int = 10) -> dict[str, Any]:
             for label, truth, value in zip(scores.labels, scores.y_true.T, aucs, strict=True)
             if np.isnan(value)
         ],
-        **({} if scores.y_answer is None else {"answers": judge_answers(scores, min_cell=min_cell)}),
+        **({} if scores.y_answer is None else {"answers": _judge_answers(scores, groups, min_cell, kept)}),
     }
 
 
-def judge_answers(scores: Scores, *, min_cell: int = 10) -> dict[str, Any]:
+def _judge_answers(scores: Scores, groups: dict[str, np.ndarray], min_cell: int, kept: Withheld) -> dict[str, Any]:
     """The second path beside the first: what the answers in words are worth (FairMed-VLM, inference).
 
     Returns:
@@ -108,14 +112,15 @@ def judge_answers(scores: Scores, *, min_cell: int = 10) -> dict[str, Any]:
     """
     right, decided, agreed = _answered(scores)
     attributes: dict[str, dict[str, Any]] = {}
-    for attribute, values in with_intersection(scores.groups).items():
+    for attribute, values in groups.items():
         found = attributes[attribute] = {}
         for name, rows in groups_in(values):
             if rows.sum() < min_cell:
                 found[name] = {"n": f"<{min_cell}", "accuracy": None, "undecided": None}
             else:
                 shares = {"accuracy": _mean_known(right[rows]), "undecided": _mean_known(~decided[rows])}
-                found[name] = {"n": int(rows.sum()), **shares}
+                size = _withheld(min_cell) if (attribute, name) in kept.sizes else int(rows.sum())
+                found[name] = {"n": size, **shares}
     return {
         "accuracy": _mean_known(right),
         "accuracy_decided": _mean_known(np.where(decided, right, np.nan)),
@@ -173,12 +178,28 @@ def shown_count(count: int, *, total: int, min_cell: int) -> int | str:
     return f">{total - min_cell}" if count < total and total - count < min_cell else count
 
 
-def _judge_attribute(scores: Scores, groups: np.ndarray, min_cell: int) -> dict[str, Any]:
+def _withheld(min_cell: int) -> str:
+    """What stands for a count that is not small but would give away one that is."""
+    return f"{min_cell} or more"
+
+
+def _judge_attribute(
+    scores: Scores, attribute: str, groups: np.ndarray, min_cell: int, kept: Withheld
+) -> dict[str, Any]:
     members = groups_in(groups)
     published = {name: rows for name, rows in members if rows.sum() >= min_cell}
     code = {name: place for place, name in enumerate(published)}  # numbers are quicker to compare than names
     labels: dict[str, dict[str, Any]] = {}
     unjudged = []
+
+    def counts(label: str, name: Any, truth: np.ndarray) -> dict[str, Any]:
+        shown = _counts(truth, min_cell)
+        if (label, attribute, name) in kept.known and not isinstance(shown["n"], str):
+            shown["n"] = _withheld(min_cell)
+        if (label, attribute, name) in kept.positives and not isinstance(shown["positives"], str):
+            shown["positives"] = None
+        return shown
+
     for j, label in enumerate(scores.labels):
         truth, score, decision = scores.y_true[:, j], scores.y_score[:, j], scores.y_pred[:, j]
         known = {name: rows & ~np.isnan(truth) for name, rows in published.items()}
@@ -202,7 +223,13 @@ def _judge_attribute(scores: Scores, groups: np.ndarray, min_cell: int) -> dict[
             "worst_group_auc": _pick(min, judged.values()),
             "groups": {
                 name: {
-                    **_cell(truth[rows], score[rows], decision[rows], judged.get(name), min_cell),
+                    **_cell(
+                        truth[rows],
+                        score[rows],
+                        decision[rows],
+                        judged.get(name),
+                        counts(label, name, truth[rows]),
+                    ),
                     # Of all members, as in the parity gap: what is decided needs no truth.
                     "selection_rate": _mean_known(decision[published[name]]),
                 }
@@ -212,11 +239,16 @@ def _judge_attribute(scores: Scores, groups: np.ndarray, min_cell: int) -> dict[
         for name, rows in known.items():
             if name not in judged:
                 reason = _reason(truth[rows]) if name in large else f"fewer than {min_cell} known labels"
-                counts = _counts(truth[rows], min_cell)
-                unjudged.append({"label": label, "group": name, "reason": reason, **counts})
+                told = counts(label, name, truth[rows])
+                unjudged.append({"label": label, "group": name, "reason": reason, **told})
     found = {name: _group(scores, name, rows, labels, min_cell) for name, rows in members}
+    for name in published:
+        if (attribute, name) in kept.sizes:
+            found[name]["n"] = _withheld(min_cell)
     total = sum(int(rows.sum()) for _, rows in members)
     result: dict[str, Any] = {"n": total, "unknown": len(groups) - total}
+    if (attribute, None) in kept.sizes:
+        result = {"n": None, "unknown": None}
     for metric, worst in GAPS.items():
         result[metric] = _mean(label[metric] for label in labels.values())
         result[f"{metric}_worst"] = _pick(worst, (label[metric] for label in labels.values()))
@@ -232,6 +264,7 @@ def _judge_attribute(scores: Scores, groups: np.ndarray, min_cell: int) -> dict[
         "groups": found,
         "labels": labels,
         "suppressed": [name for name, _ in members if name not in published],
+        "withheld": [name for name in published if (attribute, name) in kept.sizes],
         "unjudged": unjudged,
     }
 
@@ -274,15 +307,16 @@ def _group(scores: Scores, name: str, rows: np.ndarray, labels: dict[str, Any], 
 
 
 def _cell(
-    truth: np.ndarray, score: np.ndarray, decision: np.ndarray, area: float | None, min_cell: int
+    truth: np.ndarray, score: np.ndarray, decision: np.ndarray, area: float | None, counts: dict[str, Any]
 ) -> dict[str, Any]:
     tpr, fpr = rates(truth, decision)
     return {
-        **_counts(truth, min_cell),
+        **counts,
         "auc": None if area is None else _number(area),
         "accuracy": _number(accuracy(truth, decision)),
         "balanced_accuracy": _number(balanced_accuracy(truth, decision)),
-        "prevalence": _prevalence(truth, min_cell),
+        # With one of the counts, their share would tell the other.
+        "prevalence": None if any(not isinstance(count, int) for count in counts.values()) else _number(truth.mean()),
         "tpr": _number(tpr),
         "fpr": _number(fpr),
         "ece": _number(expected_calibration_error(truth, score)),
@@ -296,7 +330,7 @@ def _of_label(truth: np.ndarray, score: np.ndarray, decision: np.ndarray, area: 
     if known.sum() < min_cell:
         return _counts(truth, min_cell)
     return {
-        **_cell(truth[known], score[known], decision[known], area, min_cell),
+        **_cell(truth[known], score[known], decision[known], area, _counts(truth, min_cell)),
         "selection_rate": _mean_known(decision),
     }
 
@@ -307,12 +341,6 @@ def _counts(truth: np.ndarray, min_cell: int) -> dict[str, Any]:
     if known < min_cell:
         return {"n": f"<{min_cell}", "positives": None}
     return {"n": known, "positives": shown_count(int((truth == 1).sum()), total=known, min_cell=min_cell)}
-
-
-def _prevalence(truth: np.ndarray, min_cell: int) -> float | None:
-    """The share of positives; null where it would give away a suppressed count."""
-    positives, count = int(truth.sum()), len(truth)
-    return positives / count if shown_count(positives, total=count, min_cell=min_cell) == positives else None
 
 
 def _accuracy(kind: str, y_true: np.ndarray, y_pred: np.ndarray) -> float | None:

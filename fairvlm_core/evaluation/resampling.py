@@ -34,6 +34,7 @@ class Sums:
         wins: (positive, negative) pairs of the group ranked rightly, ties counting one half.
         squares: sum of (score - truth)^2.
         miscalibration: sum over the bins of |sum of scores - positives|; over the known rows it is the ECE.
+        surplus: of each bin the sum of scores - positives, [G, BINS, R].
     """
 
     members: np.ndarray
@@ -45,6 +46,7 @@ class Sums:
     wins: np.ndarray
     squares: np.ndarray
     miscalibration: np.ndarray
+    surplus: np.ndarray
 
 
 def patient_codes(patients: np.ndarray) -> np.ndarray:
@@ -76,6 +78,20 @@ def bootstrap_weights(patient: np.ndarray, resamples: int, seed: int) -> Weights
 def whole_weights(rows: int) -> Weights:
     """No resample: every row counts once."""
     return lambda order: iter([np.ones((rows, LANES), dtype=np.uint8)])
+
+
+def with_whole(weights: Weights, resamples: int) -> Weights:
+    """One column more, after the `resamples` of these weights, in which every row counts once."""
+
+    def blocks(order: np.ndarray) -> Iterator[np.ndarray]:
+        for start, block in zip(range(0, resamples, LANES), weights(order), strict=True):
+            if resamples < start + LANES:
+                block[:, resamples - start] = 1
+            yield block
+        if resamples % LANES == 0:
+            yield from whole_weights(len(order))(order)
+
+    return blocks
 
 
 def leave_out_weights(patient: np.ndarray, folds: int, seed: int) -> Weights:
@@ -130,12 +146,14 @@ def label_sums(
     binned = (cell * BINS + bins_of(score, BINS))[:known]
     by_row, positive = np.ascontiguousarray(codes.T.astype(np.int32)), truth == 1
 
-    made = {name: np.empty((groups, resamples)) for name in Sums.__dataclass_fields__}
+    made = {name: np.empty((groups, resamples)) for name in Sums.__dataclass_fields__ if name != "surplus"}
+    made["surplus"] = np.empty((groups, BINS, resamples))
     for start, block in zip(range(0, resamples, LANES), weights(order), strict=True):
         count = min(LANES, resamples - start)
         counts = counted(block, place, width * 9).reshape(width, 3, 3, LANES)
         by_group = np.tensordot(belongs, counts, axes=(1, 0))  # [G, truth, decision, LANES]
         off = _weighed(block, binned, surplus, width * BINS).reshape(width, BINS, LANES)
+        off = np.tensordot(belongs, off, axes=(1, 0))  # [G, BINS, LANES]
         part = {
             "members": by_group[:, :, :2].sum((1, 2)),
             "selected": by_group[:, :, 1].sum(1),
@@ -145,10 +163,11 @@ def label_sums(
             "false_alarms": by_group[:, 0, 1],
             "wins": wins(block, ends, positive, by_row, groups),
             "squares": belongs @ _weighed(block, cell[:known], surplus**2, width),
-            "miscalibration": np.abs(np.tensordot(belongs, off, axes=(1, 0))).sum(1),
+            "miscalibration": np.abs(off).sum(1),
+            "surplus": off,
         }
         for name, value in part.items():
-            made[name][:, start : start + count] = value[:, :count]
+            made[name][..., start : start + count] = value[..., :count]
     return Sums(**made)
 
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import ndtr, stdtr
-from scipy.stats import rankdata
 
 # Differences that vary by less than this share of the values vary by rounding only.
 ROUNDING = 1e-12
@@ -145,6 +144,8 @@ def delong(y_true: ArrayLike, first: ArrayLike, second: ArrayLike, *, patients: 
 
 def _placements(score: np.ndarray, positive: np.ndarray) -> np.ndarray:
     """Of each positive the share of negatives below it, of each negative that of positives above; ties count half."""
+    from scipy.stats import rankdata  # takes half a second to import, which reports that test nothing need not wait for
+
     ill, well = positive.sum(), (~positive).sum()
     among_all, found = rankdata(score), np.empty(len(score))
     found[positive] = (among_all[positive] - rankdata(score[positive])) / well

@@ -34,7 +34,9 @@ class Config:
     min_cell: int = option(10, "Groups with fewer images are suppressed.", low=1)
     resamples: int = option(1000, "Resamples of the patients for the intervals of 95 %, and permutations.", low=100)
     interval: str = option(
-        "percentile", "How the intervals are made; bca is bias-corrected and accelerated.", choices=METHODS
+        "percentile",
+        "How intervals are made; bca is bias-corrected and accelerated. Gaps and worst groups have their own.",
+        choices=METHODS,
     )
     seed: int = option(0, "Seed of the resamples; equal seeds make two models' numbers comparable.", low=0)
 

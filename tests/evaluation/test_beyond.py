@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from test_bootstrap import predictions
 
+from fairvlm_core.evaluation.bootstrap import intervals
 from fairvlm_core.evaluation.judgement import judge
 from fairvlm_core.evaluation.metrics import equalized_odds_difference
 from fairvlm_core.evaluation.report.beyond import (
@@ -114,3 +115,14 @@ def test_a_name_cannot_break_the_csv():
     rows = list(csv.reader(io.StringIO(numbers_csv(Content("Report", [one], "test", "")))))
     assert {len(row) for row in rows} == {9}
     assert rows[1][0] == '\'=cmd,"x"\n'  # and no spreadsheet takes it for a formula
+
+
+def test_the_csv_has_each_label_over_all_images():
+    one = subject("multilabel")
+    one = dataclasses.replace(one, sure=intervals(one.scores, resamples=100))
+    told = {(row["label"], row["metric"]): row for row in rows_of([one]) if row["label"] and not row["attribute"]}
+    for label, numbers in one.judgement["per_label"].items():
+        assert {metric: told[label, metric]["value"] for metric in numbers} == {m: str(v) for m, v in numbers.items()}
+        ends = one.sure["overall"]["auc_per_label"][label]
+        assert [told[label, "auc"][end] for end in ("low", "high")] == [str(end) for end in ends]
+        assert told[label, "tpr"]["low"] == ""

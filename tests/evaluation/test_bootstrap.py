@@ -10,7 +10,8 @@ from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 from fairvlm_core.errors import PredictionsError
-from fairvlm_core.evaluation.bootstrap import differences, interval, intervals, replicates
+from fairvlm_core.evaluation.bootstrap import differences, intervals, replicates
+from fairvlm_core.evaluation.interval import interval
 from fairvlm_core.evaluation.judgement import judge
 from fairvlm_core.evaluation.predictions import Scores
 from fairvlm_core.evaluation.resampling import (
@@ -263,3 +264,80 @@ def test_a_difference_is_paired():
     assert (back.low, back.high) == pytest.approx((-found.high, -found.low))
     with pytest.raises(PredictionsError, match="the same images"):
         differences(first, predictions(n=299))
+
+
+def gap(values):
+    return max(values) - min(values)
+
+
+def test_the_interval_of_an_extreme_leaves_room_where_chance_exaggerates():
+    """Against a loop that writes down, resample by resample, how far the rates are from the data's."""
+    scores = predictions("multilabel", n=300, images=1)
+    scores = dataclasses.replace(scores, groups={"age_group": scores.groups["age_group"]})
+    truth, decision, group = scores.y_true, scores.y_pred, scores.groups["age_group"]
+    names = sorted(set(group))
+    drawn = np.concatenate(list(bootstrap_weights(np.arange(300), 200, 0)(patient_codes(scores.patient_ids))), axis=1)
+
+    def rates(j, weight):
+        selected = [np.average(decision[group == name, j], weights=weight[group == name]) for name in names]
+        ill = [(group == name) & (truth[:, j] == 1) for name in names]
+        return {"dpd": selected, "tpr_gap": [np.average(decision[rows, j], weights=weight[rows]) for rows in ill]}
+
+    whole = [rates(j, np.ones(300)) for j in range(3)]
+    sampled = [[rates(j, drawn[:, r]) for j in range(3)] for r in range(200)]
+    found = intervals(scores, resamples=200, min_cell=1)["attributes"]["age_group"]
+    for metric in ("dpd", "tpr_gap"):
+        for name, over in ((metric, np.mean), (f"{metric}_worst", max)):
+            estimate = over([gap(of[metric]) for of in whole])
+            values = [over([gap(of[metric]) for of in told]) for told in sampled]
+            apart = [
+                [gap(np.subtract(of[metric], was[metric])) for of, was in zip(told, whole, strict=True)]
+                for told in sampled
+            ]
+            low = estimate - np.quantile([over(one) for one in apart], 0.95)
+            np.testing.assert_allclose(found[name], [max(low, 0), np.quantile(values, 0.975)], atol=2e-6)
+
+
+def test_the_interval_of_the_worst_group_leaves_room_above():
+    scores = predictions(n=400, images=1, seed=2)
+    found = intervals(scores, resamples=300)["attributes"]["age_group"]
+    of = replicates(scores, bootstrap_weights(patient_codes(scores.patient_ids), 300, 0), 300, min_cell=10)
+    judged = judge(scores)["attributes"]["age_group"]
+    names = list(judged["groups"])
+    drawn = np.array([of["attributes", "age_group", "groups", name, "auc"] for name in names])
+    own = np.array([[judged["groups"][name]["auc"]] for name in names])
+    high = judged["worst_group_auc"] + np.quantile((own - drawn).max(axis=0), 0.975)
+    np.testing.assert_allclose(
+        found["worst_group_auc"], [np.quantile(drawn.min(axis=0), 0.025), min(high, 1)], atol=3e-6
+    )
+
+
+@pytest.mark.parametrize("method", ["percentile", "bca"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_interval_holds_its_estimate(kind, method):
+    scores = predictions(kind, n=60, images=1, seed=5)
+    judged, found = judge(scores, min_cell=2), intervals(scores, resamples=200, min_cell=2, method=method)
+    checked = 0
+
+    def walk(value, ends):
+        nonlocal checked
+        if isinstance(ends, dict):
+            for name, inner in ends.items():
+                walk(value[name], inner)
+        elif ends is not None and value is not None:
+            assert 0 <= ends[0] - 2e-6 <= value <= ends[1] + 2e-6 <= 1 + 4e-6 or ends[0] <= value <= ends[1]
+            checked += 1
+
+    for part in ("overall", "attributes", "across"):
+        walk(judged[part], found[part])
+    assert checked > 60
+
+
+def test_percentiles_of_a_gap_may_lie_above_it_but_its_interval_does_not():
+    race = np.random.default_rng(8).choice(np.array(list("abcde"), dtype=object), 100)
+    scores = dataclasses.replace(predictions("multilabel", n=100, images=1, seed=8), groups={"race": race})
+    gap = judge(scores)["attributes"]["race"]["dpd"]
+    drawn = replicates(scores, bootstrap_weights(patient_codes(scores.patient_ids), 500, 0), 500, min_cell=10)
+    assert np.quantile(drawn["attributes", "race", "dpd"], 0.025) > gap
+    low, high = intervals(scores, resamples=500)["attributes"]["race"]["dpd"]
+    assert low < gap < high

@@ -272,6 +272,9 @@ def test_small_groups_are_not_published(tmp_path):
     page = report(tmp_path, generated.table("binary"), "binary")
     assert "Race: suppressed, with fewer than 10 images: Pacific Islander." in page
     assert "Race: Asian cannot be judged on glaucoma: no positives." in page
+    assert "Known are 10 or more images, &lt;10 positive." in page
+    assert "not judged: no positives (10 or more images, &lt;10 positive)" in page
+    assert "Race: not counted here, lest those follow: Asian." in page
     assert page.count("&lt;10") >= 2
     strict = report(tmp_path, generated.table("binary"), "binary", min_cell=60)
     assert "Age group: suppressed, with fewer than 60 images: 80+." in strict

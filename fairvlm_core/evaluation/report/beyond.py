@@ -84,7 +84,7 @@ def intersection_section(subjects: Sequence[Subject]) -> str:
 
 
 def _heat(subject: Subject, name: str) -> str:
-    cells = subject.judgement["attributes"][name]["groups"]
+    cells, suppressed = (subject.judgement["attributes"][name][key] for key in ("groups", "suppressed"))
     across = list(subject.judgement["attributes"][INTERSECTION[1]]["groups"])
     down = list(subject.judgement["attributes"][INTERSECTION[0]]["groups"])
     left = 14 + max(text_width(one, 13) for one in down)
@@ -110,7 +110,8 @@ def _heat(subject: Subject, name: str) -> str:
                 else element("rect", x=x + 1, y=top + 1, width=CELL - 2, height=ROW - 2, rx=3, class_="nothing")
             )
             size = found["n"]
-            words = number(value) if value is not None else "suppressed" if isinstance(size, str) else "not judged"
+            few = f"{sex}, {age}" in suppressed
+            words = number(value) if value is not None else "suppressed" if few else "not judged"
             parts.append(element("text", text=words, x=x + CELL / 2, y=top + 24, class_="value", text_anchor="middle"))
             parts.append(
                 element(

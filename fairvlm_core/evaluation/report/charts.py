@@ -9,7 +9,7 @@ import numpy as np
 
 from fairvlm_core.evaluation.report.subjects import Subject, group_curves
 from fairvlm_core.evaluation.report.svg import colour, dash, drawing, element, marker, text_width, ticks
-from fairvlm_core.evaluation.report.words import attribute_name, count, number, span
+from fairvlm_core.evaluation.report.words import attribute_name, count, counted, number, span
 
 WIDTH = 816.0  # what the page has room for
 BAR, GAP = 12.0, 3.0
@@ -244,6 +244,6 @@ def _reasons(found: Mapping[str, Any]) -> dict[str, str]:
     """Why a group has no AUC, in the words of its row."""
     reasons: dict[str, set[str]] = {}
     for item in found["unjudged"]:
-        reasons.setdefault(item["group"], set()).add(item["reason"])
+        reasons.setdefault(item["group"], set()).add(f"{item['reason']} ({counted(item)})")
     told = {name: f"not judged: {', '.join(sorted(why))}" for name, why in reasons.items()}
     return told | dict.fromkeys(found["suppressed"], "suppressed: too few people")

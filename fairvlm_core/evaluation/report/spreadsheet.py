@@ -40,7 +40,7 @@ def numbers_csv(content: Content) -> str:
 def _of_model(subject: Subject) -> Iterator[dict[str, Any]]:
     for where, metric, value in _numbers(subject.judgement):
         row: dict[str, Any] = {"model": subject.title, **where, "metric": metric, "value": value}
-        ends = subject.ends(*_path(where), metric) if not where.get("label") else None
+        ends = subject.ends(*_path(where, metric))
         if isinstance(ends, Sequence):
             row |= {"low": ends[0], "high": ends[1]}
         chance = subject.p_values.get(where.get("attribute", ""), {}).get(metric) if "group" not in where else None
@@ -93,9 +93,9 @@ def _numbers(judgement: Mapping[str, Any]) -> Iterator[tuple[dict[str, str], str
 
     for metric, value in plain(judgement["overall"]):
         yield {}, metric, value
-    for label, value in judgement["overall"]["auc_per_label"].items():
-        if value is not None:
-            yield {"label": label}, "auc", value
+    for label, of_label in judgement["per_label"].items():
+        for metric, value in plain(of_label):
+            yield {"label": label}, metric, value
     for place, answered in _answered(judgement):
         for metric, value in plain(answered):
             yield place, f"answers_{metric}", value
@@ -123,8 +123,12 @@ def _answered(judgement: Mapping[str, Any]) -> Iterator[tuple[dict[str, str], Ma
             yield {"attribute": attribute, "group": group}, found
 
 
-def _path(where: Mapping[str, str]) -> tuple[str, ...]:
+def _path(where: Mapping[str, str], metric: str) -> tuple[str, ...]:
+    """Where the interval of a number stands, if it has one: of a label's own numbers only its AUC over all images."""
+    if "label" in where:
+        of_label = "attribute" not in where and metric == "auc"
+        return ("overall", "auc_per_label", where["label"]) if of_label else ("labels",)
     if "attribute" not in where:
-        return ("overall",)
+        return ("overall", metric)
     inner = ("groups", where["group"]) if "group" in where else ()
-    return ("attributes", where["attribute"], *inner)
+    return ("attributes", where["attribute"], *inner, metric)

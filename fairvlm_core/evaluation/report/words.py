@@ -44,8 +44,9 @@ GLOSSARY = {
     "Reliability curve": "Share of ill people against the score that they got. A model whose scores can be believed "
     "lies on the diagonal.",
     "Interval": "Below a number, small: had other patients of the same kind been there, 95 of 100 such intervals would "
-    "hold the true number. Made by drawing the patients, with all their images, with replacement a thousand times. "
-    "Where chance alone may explain a gap (p of 0.05 or more), its interval begins at 0.",
+    "hold the true number. Made by drawing the patients, with all their images, with replacement a thousand times; "
+    "for gaps and worst groups, which chance exaggerates, with room on that side. Where chance alone may explain a gap "
+    "(p of 0.05 or more), its interval begins at 0.",
     "p": "Of a gap: how often chance alone makes one at least as large, were the groups served alike. Found by dealing "
     "out the groups' names anew among the patients; for gaps in errors and AUC among those of the same truth.",
     "Threshold": "The score from which on the model's answer counts as positive.",
@@ -106,6 +107,16 @@ def span(ends: Sequence[float], digits: int = 3) -> str:
 def count(value: int | str | None) -> str:
     """A count as text: thousands set apart, suppressed ones as they are."""
     return "–" if value is None else value if isinstance(value, str) else f"{value:,}"
+
+
+def counted(item: Mapping[str, Any]) -> str:
+    """How many images of known truth there are, and how many are positive, as far as that may be told.
+
+    >>> counted({"n": 1073, "positives": "<10"}), counted({"n": "<10", "positives": None})
+    ('1,073 images, <10 positive', '<10 images')
+    """
+    told = "" if item["positives"] is None else f", {count(item['positives'])} positive"
+    return f"{count(item['n'])} images{told}"
 
 
 def attribute_name(attribute: str) -> str:
@@ -230,10 +241,22 @@ def left_out(judgement: Mapping[str, Any]) -> list[str]:
             )
         if found["suppressed"]:
             lines.append(f"{name}: suppressed, with fewer than {least} images: {', '.join(found['suppressed'])}.")
-        reasons: dict[tuple[str, str], list[str]] = {}
+        if found["withheld"]:
+            lines.append(f"{name}: not counted here, lest those follow: {', '.join(map(str, found['withheld']))}.")
+        reasons: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
         for item in found["unjudged"]:
-            reasons.setdefault((item["group"], item["reason"]), []).append(item["label"])
-        for (group, reason), labels in reasons.items():
-            lines.append(f"{name}: {group} cannot be judged on {', '.join(labels)}: {reason}.")
-    lines += [f"No AUC at all for {item['label']}: {item['reason']}." for item in judgement["unjudged"]]
+            reasons.setdefault((item["group"], item["reason"]), []).append(item)
+        for (group, reason), items in reasons.items():
+            on = ", ".join(item["label"] for item in items)
+            lines.append(f"{name}: {group} cannot be judged on {on}: {reason}. {_known(items)}")
+    lines += [
+        f"No AUC at all for {item['label']}: {item['reason']}. {_known([item])}" for item in judgement["unjudged"]
+    ]
     return [capitalised(line) for line in lines]
+
+
+def _known(items: Sequence[Mapping[str, Any]]) -> str:
+    """How much is known of what cannot be judged, in a sentence."""
+    if len(items) == 1:
+        return f"Known are {counted(items[0])}."
+    return f"Known are {'; '.join(item['label'] + ': ' + counted(item) for item in items)}."
