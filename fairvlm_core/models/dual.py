@@ -17,10 +17,12 @@ from fairvlm_core.cohort.table import Task
 from fairvlm_core.errors import CheckpointError, ConfigError
 from fairvlm_core.models import checkpoint_config, device, pixel_statistics, pixels, write_description
 from fairvlm_core.models.fair_moe import Encoded, Experts, FairMoEModel, block_number, blocks
+from fairvlm_core.models.published import load_weights
 
 SCORE_BATCH = 128
 WEIGHTS_FILE = "trained.safetensors"
 IMAGE_ENCODER = "encoders.vision_model."
+MODEL_TYPES = ("clip", "vision-text-dual-encoder")
 
 
 class DualEncoder:
@@ -151,13 +153,14 @@ def load_base(
         tower: an image encoder of the same architecture, whose weights take the place of the checkpoint's.
 
     Raises:
-        CheckpointError: when it cannot be found or is of another model type, or the tower is of another architecture.
+        CheckpointError: when it cannot be found, is of another model type, holds no safetensors or lacks weights, or
+            the tower is of another architecture.
     """
     from transformers import CLIPModel, VisionTextDualEncoderModel
 
-    families: dict[str, Any] = {"clip": CLIPModel, "vision-text-dual-encoder": VisionTextDualEncoderModel}
-    config = checkpoint_config(checkpoint, tuple(families))
-    encoders = families[config.model_type].from_pretrained(checkpoint, dtype=torch.float32)
+    architectures = dict(zip(MODEL_TYPES, (CLIPModel, VisionTextDualEncoderModel), strict=True))
+    config = checkpoint_config(checkpoint, MODEL_TYPES)
+    encoders = load_weights(architectures[config.model_type], checkpoint, dtype=torch.float32)
     if tower is not None:
         _take_tower(encoders.vision_model, tower, checkpoint)
     model = FairMoEModel.from_encoders(encoders, experts, seed=seed)

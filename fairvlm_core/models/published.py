@@ -1,4 +1,5 @@
-"""What a Llava checkpoint must say about itself before it is used: tokenizer, image processor, chat template.
+"""What a published checkpoint must hold before it is used: all its weights, and, of a Llava, tokenizer, image processor
+and chat template.
 
 Published conversions lack some of it, and `transformers` passes that through silently: without a patch size a processor
 fails late, and with another number of image tokens it fails at the first image. What the model's configuration settles
@@ -72,6 +73,40 @@ def check_weights(checkpoint: str) -> None:
             where=checkpoint,
             mend="Load it where it came from, and save it with `save_pretrained`, which writes safetensors.",
         )
+
+
+def load_weights(architecture: Any, checkpoint: str, **settings: Any) -> Any:
+    """A model with all weights of a checkpoint, of which nothing but safetensors is opened.
+
+    Args:
+        architecture: the class of `transformers`.
+        checkpoint: folder or hub name.
+        settings: of its `from_pretrained`.
+
+    Raises:
+        CheckpointError: it holds no safetensors, they cannot be read, or tensors of the model are not among them.
+    """
+    from safetensors import SafetensorError
+
+    check_weights(checkpoint)
+    try:
+        model, info = architecture.from_pretrained(
+            checkpoint, use_safetensors=True, output_loading_info=True, **settings
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(
+            "The weights of the checkpoint cannot be loaded.",
+            where=checkpoint,
+            mend=f"Have all its safetensors files, as they were published ({str(error).splitlines()[0]}).",
+        ) from None
+    if info["missing_keys"]:
+        # transformers would draw them at random and go on.
+        raise CheckpointError(
+            f"The checkpoint lacks {len(info['missing_keys'])} of the model's tensors.",
+            where=f"{checkpoint}, {min(info['missing_keys'])}",
+            mend="Use a complete checkpoint in the transformers layout.",
+        )
+    return model
 
 
 def prepare_processor(checkpoint: str, config: Any, image_size: int | None = None) -> tuple[Any, list[str]]:

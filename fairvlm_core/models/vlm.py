@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from fairvlm_core.cohort.prompts import NO, YES, chat, questions
@@ -20,7 +19,7 @@ from fairvlm_core.losses.answers import option_scores
 from fairvlm_core.models import checkpoint_config, device, pixel_statistics, pixels, write_description
 from fairvlm_core.models.adapters import check_adapter, fingerprint, record_base
 from fairvlm_core.models.packing import Packed, Turn, pack
-from fairvlm_core.models.published import FIXED_POSITIONS, check_weights, image_tokens, prepare_processor, said
+from fairvlm_core.models.published import FIXED_POSITIONS, image_tokens, load_weights, prepare_processor, said
 from fairvlm_core.models.turns import Speech, conversation, sequence, split_answer
 
 SCORE_BATCH = 64
@@ -266,30 +265,12 @@ def load_base(checkpoint: str, task: Task, image_size: int, *, dtype: torch.dtyp
     from transformers import LlavaForConditionalGeneration
 
     config = checkpoint_config(checkpoint, ("llava",))
-    check_weights(checkpoint)
     _, repaired = prepare_processor(checkpoint, config, image_size)
     if repaired and process_rank() == 0:
         print(said(checkpoint, repaired), flush=True)
     if dtype is None:
         dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
-    try:
-        loaded: Any = LlavaForConditionalGeneration.from_pretrained(
-            checkpoint, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(
-            "The weights of the checkpoint cannot be loaded.",
-            where=checkpoint,
-            mend=f"Have all its safetensors files, as they were published ({str(error).splitlines()[0]}).",
-        ) from None
-    llava, info = loaded
-    if info["missing_keys"]:
-        # transformers would draw them at random and go on.
-        raise CheckpointError(
-            f"The checkpoint lacks {len(info['missing_keys'])} of the model's tensors.",
-            where=f"{checkpoint}, {min(info['missing_keys'])}",
-            mend="Use a complete checkpoint in the transformers layout of Llava.",
-        )
+    llava = load_weights(LlavaForConditionalGeneration, checkpoint, config=config, dtype=dtype)
     return VLM(llava, checkpoint, task, image_size)
 
 

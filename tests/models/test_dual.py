@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
 from bases import SIZE, TASKS, write_bases
+from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 from fairvlm_core.cohort.prompts import zero_shot_prompts
@@ -53,6 +56,22 @@ def fresh(checkpoint, experts=NONE, task="multiclass"):
     dual = load_base(checkpoint, TASKS[task], SIZE, experts=experts, seed=3)
     dual.train(False)
     return dual
+
+
+def test_only_whole_safetensors_are_read(checkpoint, tmp_path):
+    """A pickle is not even opened, and what is missing is not drawn at random, as transformers would do."""
+    folder = shutil.copytree(checkpoint, tmp_path / "copy")
+    weights = folder / "model.safetensors"
+    tensors = load_file(weights)
+    gone = next(name for name in tensors if name.startswith("text_model") and name.endswith("weight"))
+    save_file({name: value for name, value in tensors.items() if name != gone}, weights, {"format": "pt"})
+    with pytest.raises(CheckpointError, match="lacks 1 of the model's tensors") as caught:
+        fresh(str(folder))
+    assert gone in caught.value.where
+    torch.save(tensors, folder / "pytorch_model.bin")
+    weights.unlink()
+    with pytest.raises(CheckpointError, match="no safetensors"):
+        fresh(str(folder))
 
 
 def test_without_experts_the_features_are_those_of_transformers(checkpoint):

@@ -110,6 +110,27 @@ def test_a_published_folder_that_stage1_could_not_use_is_refused_at_once(cohort,
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("family", ["vlm", "dual"])
+def test_a_folder_that_is_not_there_is_refused_before_anything_is_trained(cohort, tmp_path, family):
+    names = {"vlm": "someone/llava", "dual": "someone/clip", family: "../../pretrained/not-there"}
+    config = base_models.Config(preset="published", **names)
+    with pytest.raises(CheckpointError, match=r"missing(.|\n)*not-there(.|\n)*base_models\." + family):
+        execute("base_models", config, {"cohort": cohort}, {"out": tmp_path / "out"})
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dual_encoder_that_fair_moe_could_not_use_is_refused_at_once(cohort, tmp_path):
+    base = tmp_path / "tiny"
+    make(cohort, base)
+    config = base_models.Config(preset="published", vlm=str(base / "llava"), dual=str(base / "llava"))
+    with pytest.raises(CheckpointError, match='model type "llava"'):
+        execute("base_models", config, {"cohort": cohort}, {"out": tmp_path / "out"})
+    config = base_models.Config(**{**vars(config), "dual": str(base / "dual")})
+    (base / "dual" / "model.safetensors").rename(base / "dual" / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="no safetensors"):
+        execute("base_models", config, {"cohort": cohort}, {"out": tmp_path / "out"})
+
+
 def test_mistakes_are_told(cohort, tmp_path):
     with pytest.raises(ConfigError, match=r"base_models\.dual is empty"):
         execute(
