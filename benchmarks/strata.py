@@ -105,7 +105,7 @@ def races(rows: int = ROWS) -> list[Race]:
             return (batch.column("sample_id") for batch in source.batches(["sample_id"]))
 
         _, cell = cells(kinds, GROUPS)
-        return rows_of(balance(kinds, cell, split, tally(kinds, split, once)[0], ids, Config()))
+        return rows_of(balance(kinds, cell, split, once, tally(kinds, split, once)[0], ids, Config()))
 
     def from_columns() -> np.ndarray:
         return chosen(read_kinds(source, GROUPS))

@@ -18,6 +18,7 @@ import pytest
 from components.fetch_dataset.component import fetch_dataset
 from fairvlm_core.registry.lineage import data_hash, dvc_md5
 from fairvlm_core.steps import execute, step_module
+from fairvlm_core.steps.fetch import resolve
 
 SMALL = {"patients": 120, "pixels": 32}
 IDENTITY = {f"GIT_{who}_{what}": f"{what}@x" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
@@ -140,6 +141,10 @@ def test_a_cohort_is_pushed_to_s3_pulled_elsewhere_and_fetched_by_the_pipeline(s
         assert (clone / name).read_bytes() == (repo / name).read_bytes()
     assert data_hash(clone / "data" / "cohort", clone) == data_hash(repo / "data" / "cohort", repo)
 
-    out = SimpleNamespace(path=str(tmp_path / "fetched"))
-    fetch_dataset.python_func(repo=str(repo), revision="v1", path="data/cohort", out=out)
+    found = resolve(str(repo), "v1", "data/cohort")
+    assert found.data_hash == dvc_md5(repo / "data" / "cohort")
+    out = SimpleNamespace(path=str(tmp_path / "fetched"), metadata={})
+    fetch_dataset.python_func(
+        repo=str(repo), commit=found.commit, path="data/cohort", data_hash=found.data_hash, out=out
+    )
     assert dvc_md5(tmp_path / "fetched") == dvc_md5(repo / "data" / "cohort")
