@@ -22,8 +22,9 @@ root=$(mktemp --directory)
 trap 'rm --recursive --force --one-file-system "$root"' EXIT
 
 echo "Putting $suite together from its packages." >&2
+# Without a mirror, debootstrap takes its own.
 debootstrap --variant=minbase --include=python3-venv,ca-certificates,libstdc++6,libgomp1 "$suite" "$root" \
-    "${mirror:-https://deb.debian.org/debian}" > "$root.log" 2>&1 ||
+    ${mirror:+"$mirror"} > "$root.log" 2>&1 ||
     { tail "$root.log" >&2; echo "debootstrap failed; all it said is in $root.log." >&2; exit 1; }
 rm "$root.log"
 tar --create --directory "$root" --numeric-owner --exclude='./var/cache/apt/*' --exclude='./var/lib/apt/lists/*' \

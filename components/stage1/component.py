@@ -3,6 +3,7 @@
 from kfp import dsl
 
 from components.image import IMAGE
+from components.train_job import PASSED_ON
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
@@ -22,19 +23,7 @@ def stage1(
     run_step("stage1", params, inputs, out.path, metrics=metrics, workspace=workspace)
 
 
-# What the task is given goes to the nodes of the job, the GPU among it; the task's own pod only submits it and waits.
-@dsl.component(
-    base_image=IMAGE,
-    install_kfp_package=False,
-    task_config_passthroughs=[
-        dsl.TaskConfigField.RESOURCES,
-        dsl.TaskConfigField.KUBERNETES_TOLERATIONS,
-        dsl.TaskConfigField.KUBERNETES_NODE_SELECTOR,
-        dsl.TaskConfigField.KUBERNETES_AFFINITY,
-        dsl.TaskConfigPassthrough(field=dsl.TaskConfigField.ENV, apply_to_task=True),
-        dsl.TaskConfigPassthrough(field=dsl.TaskConfigField.KUBERNETES_VOLUMES, apply_to_task=True),
-    ],
-)
+@dsl.component(base_image=IMAGE, install_kfp_package=False, task_config_passthroughs=PASSED_ON)
 def stage1_job(
     params: dict,
     workspace: str,

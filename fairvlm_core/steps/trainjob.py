@@ -160,12 +160,11 @@ def environment(variables: Any) -> dict[str, str]:
 
 def entry(arguments: list[str]) -> None:
     """The program of every process in local containers, to which the SDK sends nothing but a function's source."""
+    import runpy
     import sys
 
-    from fairvlm_core.cli import main
-
     sys.argv = ["fairvlm", *arguments]
-    main()
+    runpy.run_module("fairvlm_core.cli", run_name="__main__")
 
 
 def _client(local: Local | None) -> TrainerClient:
