@@ -9,6 +9,7 @@ from graphs import OUTSIDE, step_of, tasks_of
 from kfp import local
 from small_run import SMALL
 
+from components.image import IMAGE
 from fairvlm_core.steps import STEPS
 from pipelines.compile import COMPILED, compiled
 from pipelines.fairvlm import fairvlm
@@ -74,6 +75,10 @@ def test_the_whole_pipeline_runs_to_the_end(run, tmp_path):
     (registered,) = client.search_registered_models()
     version = client.get_model_version_by_alias(registered.name, "challenger")
     assert client.get_run(version.run_id).data.metrics
+    # The component hands on what only the pipeline knows.
+    assert version.tags["image"] == IMAGE
+    assert version.tags["kfp_run_id"]
+    assert "dataset_commit" not in version.tags  # nothing was fetched
 
 
 @pytest.mark.slow
