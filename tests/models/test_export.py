@@ -14,8 +14,8 @@ from published import SIZE, write_published
 from typer.testing import CliRunner
 
 from fairvlm_core.cohort.prompts import YES, chat, questions
+from fairvlm_core.commands.export import export
 from fairvlm_core.errors import CheckpointError, ConfigError
-from fairvlm_core.export import export
 from fairvlm_core.files import write_json
 from fairvlm_core.models import load
 from fairvlm_core.models.dual import load_base as load_dual
