@@ -15,10 +15,10 @@ import yaml
 
 from fairvlm_core.config import build, read_params
 from fairvlm_core.errors import ConfigError, nearest
+from fairvlm_core.kubeflow.call import whole
+from fairvlm_core.kubeflow.fetch import resolve
+from fairvlm_core.kubeflow.plan import asked_for, sections
 from fairvlm_core.steps import STEPS, step_module
-from fairvlm_core.steps.call import whole
-from fairvlm_core.steps.fetch import resolve
-from fairvlm_core.steps.plan import asked_for, sections
 from pipelines.compile import compiled
 from pipelines.fairvlm import FORM
 from pipelines.pools import STEP_POOLS

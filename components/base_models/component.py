@@ -13,7 +13,7 @@ def base_models(
     metrics: dsl.Output[dsl.Metrics],
 ):
     """Make the base models that the adapters are trained on."""
-    from fairvlm_core.steps.call import run_step
+    from fairvlm_core.kubeflow.call import run_step
 
     inputs = {"cohort": cohort.path}
     run_step("base_models", params, inputs, out.path, metrics=metrics)

@@ -15,7 +15,7 @@ def champion(
     metrics: dsl.Output[dsl.Metrics],
 ):
     """Judge the registered model in use on today's cohort."""
-    from fairvlm_core.steps.call import require_server, run_step
+    from fairvlm_core.kubeflow.call import require_server, run_step
 
     require_server()
     inputs = {"cohort": cohort.path, "images": images.path, "base": base.path}

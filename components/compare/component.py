@@ -19,7 +19,7 @@ def compare(
     short: dsl.Output[dsl.Markdown],
 ):
     """Put the models and the champion side by side: report, short report, accuracy against gap."""
-    from fairvlm_core.steps.call import run_step
+    from fairvlm_core.kubeflow.call import run_step
 
     inputs = {
         "strata": strata.path,

@@ -15,7 +15,7 @@ def evaluate(
     classification: dsl.Output[dsl.ClassificationMetrics],
 ):
     """Judge one model's predictions: accuracy, AUC, and the gaps between groups."""
-    from fairvlm_core.steps.call import run_step, show_classification
+    from fairvlm_core.kubeflow.call import run_step, show_classification
 
     inputs = {"predictions": predictions.path, "thresholds": thresholds.path}
     run_step("evaluate", params, inputs, out.path, metrics=metrics)

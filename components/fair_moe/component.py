@@ -17,7 +17,7 @@ def fair_moe(
     metrics: dsl.Output[dsl.Metrics],
 ):
     """Fair-MoE: fairness-oriented mixture of experts in both encoders."""
-    from fairvlm_core.steps.call import run_step
+    from fairvlm_core.kubeflow.call import run_step
 
     inputs = {"cohort": cohort.path, "images": images.path, "base": base.path, "start": start.path}
     run_step("fair_moe", params, inputs, out.path, metrics=metrics, workspace=workspace)

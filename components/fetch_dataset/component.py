@@ -10,7 +10,7 @@ def fetch_dataset(repo: str, commit: str, path: str, data_hash: str, out: dsl.Ou
     """Bring one folder of a DVC repository as it was at a commit; without a repository, an empty folder."""
     from pathlib import Path
 
-    from fairvlm_core.steps.fetch import fetch
+    from fairvlm_core.kubeflow.fetch import fetch
 
     fetch(repo, commit, path, Path(out.path))
     out.metadata.update({"commit": commit, "path": path, "data_hash": data_hash})

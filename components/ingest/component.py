@@ -13,7 +13,7 @@ def ingest(
     metrics: dsl.Output[dsl.Metrics],
 ):
     """Read a published release (or generate a cohort) into one table and an image store."""
-    from fairvlm_core.steps.call import run_step
+    from fairvlm_core.kubeflow.call import run_step
 
     inputs = {"root": root.path}
     run_step("ingest", params, inputs, out.path, metrics=metrics)

@@ -44,8 +44,8 @@ def plan(
     ],
 ):
     """Check every parameter, every pool and the dataset's revision, before a GPU is asked for."""
-    from fairvlm_core.steps.fetch import resolve
-    from fairvlm_core.steps.plan import asked_for, sections
+    from fairvlm_core.kubeflow.fetch import resolve
+    from fairvlm_core.kubeflow.plan import asked_for, sections
 
     form = {
         "ingest.dataset": ingest_dataset,

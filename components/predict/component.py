@@ -16,7 +16,7 @@ def predict(
     metrics: dsl.Output[dsl.Metrics],
 ):
     """Score every validation and test image with one model."""
-    from fairvlm_core.steps.call import run_step
+    from fairvlm_core.kubeflow.call import run_step
 
     inputs = {"model": model.path, "base": base.path, "cohort": cohort.path, "images": images.path}
     run_step("predict", params, inputs, out.path, metrics=metrics)

@@ -24,7 +24,7 @@ def register(
     """Register the selected model in MLflow with the alias challenger."""
     import os
 
-    from fairvlm_core.steps.call import require_server, run_step
+    from fairvlm_core.kubeflow.call import require_server, run_step
 
     require_server()
     told = {"dataset_commit": dataset_commit, "dataset_hash": dataset_hash, "image": image, "kfp_run_id": kfp_run_id}

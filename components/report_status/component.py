@@ -8,7 +8,7 @@ from components.image import IMAGE
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def report_status(status: dsl.PipelineTaskFinalStatus, summary: dsl.Output[dsl.Markdown]):
     """Say how the run ended, and tell the address in FAIRVLM_WEBHOOK, if there is one."""
-    from fairvlm_core.steps.status import tell
+    from fairvlm_core.kubeflow.status import tell
 
     tell(
         state=status.state,

@@ -17,7 +17,7 @@ def stage1(
     metrics: dsl.Output[dsl.Metrics],
 ):
     """FairMed-VLM, Stage 1: concept alignment, then instruction tuning."""
-    from fairvlm_core.steps.call import run_step
+    from fairvlm_core.kubeflow.call import run_step
 
     inputs = {"cohort": cohort.path, "images": images.path, "base": base.path}
     run_step("stage1", params, inputs, out.path, metrics=metrics, workspace=workspace)
@@ -39,8 +39,8 @@ def stage1_job(
     """FairMed-VLM, Stage 1, over several nodes."""
     from functools import partial
 
-    from fairvlm_core.steps.call import run_step
-    from fairvlm_core.steps.trainjob import train_job
+    from fairvlm_core.kubeflow.call import run_step
+    from fairvlm_core.kubeflow.trainjob import train_job
 
     inputs = {"cohort": cohort.path, "images": images.path, "base": base.path}
     start = partial(train_job, nodes=nodes, image=image, workspace=workspace, task_config=task_config)

@@ -18,7 +18,7 @@ def stage2(
     metrics: dsl.Output[dsl.Metrics],
 ):
     """FairMed-VLM, Stage 2: LoRA with cross-group contrast and moment alignment."""
-    from fairvlm_core.steps.call import run_step
+    from fairvlm_core.kubeflow.call import run_step
 
     inputs = {"cohort": cohort.path, "images": images.path, "base": base.path, "stage1": stage1.path}
     run_step("stage2", params, inputs, out.path, metrics=metrics, workspace=workspace)
@@ -41,8 +41,8 @@ def stage2_job(
     """FairMed-VLM, Stage 2, over several nodes."""
     from functools import partial
 
-    from fairvlm_core.steps.call import run_step
-    from fairvlm_core.steps.trainjob import train_job
+    from fairvlm_core.kubeflow.call import run_step
+    from fairvlm_core.kubeflow.trainjob import train_job
 
     inputs = {"cohort": cohort.path, "images": images.path, "base": base.path, "stage1": stage1.path}
     start = partial(train_job, nodes=nodes, image=image, workspace=workspace, task_config=task_config)

@@ -14,7 +14,7 @@ def stratify(
     metrics: dsl.Output[dsl.Metrics],
 ):
     """Split by patient, then balance the training split over sex x age cells."""
-    from fairvlm_core.steps.call import run_step
+    from fairvlm_core.kubeflow.call import run_step
 
     inputs = {"cohort": cohort.path, "validation": validation.path}
     run_step("stratify", params, inputs, out.path, metrics=metrics)

@@ -13,7 +13,7 @@ def tune_thresholds(
     metrics: dsl.Output[dsl.Metrics],
 ):
     """Choose one threshold per label on the validation split."""
-    from fairvlm_core.steps.call import run_step
+    from fairvlm_core.kubeflow.call import run_step
 
     inputs = {"predictions": predictions.path}
     run_step("tune_thresholds", params, inputs, out.path, metrics=metrics)

@@ -14,7 +14,7 @@ def validate(
     page: dsl.Output[dsl.HTML],
 ):
     """Check the cohort against its expectations; a broken cohort fails the run and says what is wrong."""
-    from fairvlm_core.steps.call import run_step
+    from fairvlm_core.kubeflow.call import run_step
 
     inputs = {"cohort": cohort.path}
     run_step("validate", params, inputs, out.path, metrics=metrics, shown={"validation.html": page.path})

@@ -11,8 +11,8 @@ from typing import Any, Protocol
 from fairvlm_core.config import build
 from fairvlm_core.errors import FairVLMError
 from fairvlm_core.files import CHECKPOINTS
+from fairvlm_core.kubeflow.launch import launch
 from fairvlm_core.steps import step_module
-from fairvlm_core.steps.launch import launch
 
 
 class MetricsSink(Protocol):

@@ -7,8 +7,8 @@ from typing import Any
 
 from fairvlm_core.config import build
 from fairvlm_core.errors import ConfigError, nearest
+from fairvlm_core.kubeflow.call import whole
 from fairvlm_core.steps import STEPS, step_module
-from fairvlm_core.steps.call import whole
 
 Sections = dict[str, dict[str, Any]]
 # Presets of base models that a CPU can train.

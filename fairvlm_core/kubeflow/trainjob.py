@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from fairvlm_core.errors import ConfigError, FairVLMError
 from fairvlm_core.files import folder_written, read_json
-from fairvlm_core.steps.launch import refuse_alone, words, write_params
+from fairvlm_core.kubeflow.launch import refuse_alone, words, write_params
 
 if TYPE_CHECKING:
     from kubeflow.trainer import TrainerClient

@@ -16,9 +16,9 @@ from types import SimpleNamespace
 import pytest
 
 from components.fetch_dataset.component import fetch_dataset
+from fairvlm_core.kubeflow.fetch import resolve
 from fairvlm_core.registry.lineage import data_hash, dvc_md5
 from fairvlm_core.steps import execute, step_module
-from fairvlm_core.steps.fetch import resolve
 
 SMALL = {"patients": 120, "pixels": 32}
 IDENTITY = {f"GIT_{who}_{what}": f"{what}@x" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}

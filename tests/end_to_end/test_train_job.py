@@ -21,9 +21,9 @@ import torch
 from bases import TASKS, write_bases, write_cohort_with_images
 
 from fairvlm_core.files import read_json
+from fairvlm_core.kubeflow.call import run_step
+from fairvlm_core.kubeflow.trainjob import Local, train_job
 from fairvlm_core.steps import execute, stage1
-from fairvlm_core.steps.call import run_step
-from fairvlm_core.steps.trainjob import Local, train_job
 
 pytestmark = pytest.mark.slow
 IMAGE = os.environ.get("FAIRVLM_TEST_IMAGE", "localhost/fairvlm:test")

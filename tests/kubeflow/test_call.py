@@ -11,7 +11,7 @@ from google.protobuf import json_format, struct_pb2
 from fairvlm_core import steps
 from fairvlm_core.config import Port, check, option
 from fairvlm_core.errors import ConfigError, FairVLMError
-from fairvlm_core.steps.call import run_step, whole
+from fairvlm_core.kubeflow.call import run_step, whole
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import pytest
 
 from components.fetch_dataset.component import fetch_dataset
 from fairvlm_core.errors import CohortError, ConfigError
+from fairvlm_core.kubeflow.fetch import resolve
 from fairvlm_core.registry.lineage import dvc_md5
-from fairvlm_core.steps.fetch import resolve
 
 
 def fetch(tmp_path, repo="", commit="", path=""):

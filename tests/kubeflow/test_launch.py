@@ -18,8 +18,9 @@ from pretend_cluster import pretend_cluster
 from fairvlm_core.config import read_params
 from fairvlm_core.errors import ConfigError, FairVLMError
 from fairvlm_core.files import read_json
-from fairvlm_core.steps import STEPS, execute, launch, stage1, trainjob
-from fairvlm_core.steps.call import run_step
+from fairvlm_core.kubeflow import launch, trainjob
+from fairvlm_core.kubeflow.call import run_step
+from fairvlm_core.steps import STEPS, execute, stage1
 
 PARAMS = {"batch_size": 32, "epochs": 1, "lora_rank": 4, "learning_rate": 1e-3}
 

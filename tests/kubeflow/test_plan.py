@@ -7,9 +7,9 @@ import threading
 import pytest
 
 from fairvlm_core.errors import ConfigError
+from fairvlm_core.kubeflow.plan import asked_for, sections
+from fairvlm_core.kubeflow.status import tell
 from fairvlm_core.steps import STEPS
-from fairvlm_core.steps.plan import asked_for, sections
-from fairvlm_core.steps.status import tell
 
 FORM = {"ingest.dataset": "generated", "base_models.preset": "tiny"}
 POOLS = {

@@ -13,9 +13,9 @@ from components.image import IMAGE
 from fairvlm_core.cohort.adapters import ADAPTERS
 from fairvlm_core.config import build
 from fairvlm_core.errors import ConfigError
+from fairvlm_core.kubeflow.call import whole
+from fairvlm_core.kubeflow.plan import sections
 from fairvlm_core.steps import STEPS, step_module
-from fairvlm_core.steps.call import whole
-from fairvlm_core.steps.plan import sections
 from pipelines import pools
 from pipelines.compile import COMPILED, compile_to, compiled, main
 from pipelines.fairvlm import FORM, LITERALS, PARAMS_FILE, default_params, fairvlm

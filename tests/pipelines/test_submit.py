@@ -17,9 +17,9 @@ from graphs import tasks_of
 from fairvlm_core.cli import main
 from fairvlm_core.config import build
 from fairvlm_core.errors import ConfigError
+from fairvlm_core.kubeflow.call import whole
+from fairvlm_core.kubeflow.plan import sections
 from fairvlm_core.steps import STEPS, step_module
-from fairvlm_core.steps.call import whole
-from fairvlm_core.steps.plan import sections
 from pipelines import submit
 from pipelines.compile import COMPILED, compiled
 from pipelines.fairvlm import FORM, PARAMS_FILE
