@@ -1,10 +1,12 @@
 """A registered version: which one an alias or a number means, and the files that `tracking.write_artifact` gave it.
 
-Both functions ask the server that is set: call them inside `tracking.tracking`.
+`find` and `fetch` ask the server that is set: call them inside `tracking.tracking`.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,9 +14,11 @@ import mlflow
 from mlflow.exceptions import MlflowException
 
 from fairvlm_core.errors import CheckpointError, FairVLMError
+from fairvlm_core.files import read_json, sha256
 from fairvlm_core.registry.model import ARTIFACT
 from fairvlm_core.registry.tracking import SQLITE
 
+BASE_FILE = "base.json"
 MISSING = "RESOURCE_DOES_NOT_EXIST"
 
 
@@ -93,6 +97,25 @@ def fetch(found: Registered, folder: Path) -> Path:
             mend="Bring the artifact store back, name another version, or move the alias to one.",
         )
     return artifact
+
+
+def fingerprint(artifact: Path) -> str:
+    """The identity of a model on any server: SHA-256 over the names and hashes of what `tracking.write_artifact` wrote.
+
+    Of base.json, where the base model lay does not count, only which weights it has: the same model registered on
+    another machine is the same.
+    """
+    listed = {}
+    for path in sorted(path for path in artifact.rglob("*") if path.is_file()):
+        name = path.relative_to(artifact).as_posix()
+        listed[name] = _reference_hash(path) if name == BASE_FILE else sha256(path)
+    return hashlib.sha256(json.dumps(listed, sort_keys=True).encode()).hexdigest()
+
+
+def _reference_hash(path: Path) -> str:
+    reference = read_json(path, made_by="register")
+    which = {key: reference[key] for key in ("family", "sha256")}
+    return hashlib.sha256(json.dumps(which, sort_keys=True).encode()).hexdigest()
 
 
 def _aliases(name: str) -> dict[str, str]:

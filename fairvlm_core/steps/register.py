@@ -16,6 +16,9 @@ from fairvlm_core.errors import CheckpointError, ConfigError
 from fairvlm_core.registry import is_alias
 
 MODELS = ("stage1", "stage2", "fair_moe")
+GATE_FILE = "gate.json"
+NOT_JUDGED = "not judged"
+REASONS = 4000  # characters of the tag that holds the gate's reasons; a tag takes 5,000
 INPUTS = {
     "comparison": Port("Folder that compare wrote."),
     "base": Port("Folder that base_models wrote."),
@@ -58,11 +61,12 @@ def run(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path])
     from fairvlm_core.cohort.table import COHORT_FILE, read_cohort, task_of
     from fairvlm_core.files import read_json, sha256, write_json
     from fairvlm_core.models import describe
-    from fairvlm_core.registry import lineage, tracking
+    from fairvlm_core.registry import lineage, tracking, versions
     from fairvlm_core.registry.base import base_reference
 
     comparison = read_json(inputs["comparison"] / "comparison.json", made_by="compare")
     name = comparison["selected"] if config.model == "selected" else config.model
+    gate = read_json(inputs["comparison"] / GATE_FILE, made_by="compare")
     described = describe(inputs[name])
     training = read_json(inputs[name] / "config.json", made_by=name)
     _refuse_others(described, name, comparison, task_of(read_cohort(inputs["cohort"])), inputs)
@@ -74,6 +78,9 @@ def run(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path])
         "model": name,
         "criterion": comparison["criterion"]["name"],
         "fairvlm_version": __version__,
+        "seed": str(described["seed"]),
+        "gate_sha256": sha256(inputs["comparison"] / GATE_FILE),
+        **_verdict(gate, name),
     }
     reference = base_reference(inputs["base"], described["family"])
     judged = comparison["models"][name]
@@ -82,6 +89,7 @@ def run(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path])
         artifact = Path(scratch) / tracking.ARTIFACT
         fixed = {"thresholds": judged["thresholds"], "calibration": judged.get("calibration")}
         tracking.write_artifact(artifact, model=inputs[name], fixed=fixed, reference=reference)
+        tags["fingerprint"] = versions.fingerprint(artifact)
         with mlflow.start_run(experiment_id=tracking.experiment_id(config.experiment)) as active:
             mlflow.set_tags(tags)
             mlflow.log_params(tracking.parameters(described, comparison, training))
@@ -103,6 +111,27 @@ def run(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path])
     }
     write_json(outputs["out"] / "registration.json", registration)
     return {"model": name, **{key: registration[key] for key in ("name", "version", "alias", "run_id")}}
+
+
+def _verdict(gate: Mapping[str, Any], name: str) -> dict[str, str]:
+    """The tags that say how the gate judged this model, against which champion, on which test images.
+
+    The gate judges the model that compare selected. Another one, registered by its name, was not judged.
+    """
+    tags = {"test_sha256": gate["test_sha256"], "gate_champion": "none", "gate_champion_fingerprint": "none"}
+    if gate["model"] != name:
+        return {
+            **tags,
+            "gate_verdict": NOT_JUDGED,
+            "gate_reasons": f"The gate judged {gate['model']}, the model that compare selected, and not {name}.",
+        }
+    if gate["champion"]:
+        tags["gate_champion"] = str(gate["champion"]["version"])
+        tags["gate_champion_fingerprint"] = gate["champion"]["fingerprint"] or "unknown"
+    reasons = " ".join(gate["reasons"])
+    if len(reasons) > REASONS:
+        reasons = reasons[: REASONS - 1] + "…"
+    return {**tags, "gate_verdict": gate["verdict"], "gate_reasons": reasons}
 
 
 def _refuse_others(
@@ -128,7 +157,8 @@ def _refuse_others(
 def _figures(inputs: Mapping[str, Path], name: str) -> list[Path]:
     """What a person would look at, as far as it is there."""
     comparison = [
-        inputs["comparison"] / file for file in ("report.html", "report.md", "comparison.json", "tradeoff.png")
+        inputs["comparison"] / file
+        for file in ("report.html", "report.md", "comparison.json", GATE_FILE, "tradeoff.png")
     ]
     others = [inputs["cohort"] / "strata.png", inputs[name] / "history.png"]
     return [file for file in (*comparison, *others) if file.is_file()]
