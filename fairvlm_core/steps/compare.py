@@ -79,7 +79,7 @@ def run(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path])
             name: {
                 "title": title,
                 "validation": validation[name].judgement,
-                "test": test[name].judgement,
+                "test": _judged(test[name]),
                 "thresholds": dict(test[name].thresholds),
                 "calibration": test[name].calibration,
             }
@@ -96,7 +96,7 @@ def run(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path])
         require_same_images([chosen, theirs], where=where)
         told = against_champion(chosen.scores, theirs.scores, min_cell=config.min_cell)
         shown["champion"], champion = theirs, Champion(title, known["same_cohort"], told)
-        of_model = {"title": title, "test": theirs.judgement, "thresholds": dict(theirs.thresholds)}
+        of_model = {"title": title, "test": _judged(theirs), "thresholds": dict(theirs.thresholds)}
         comparison["champion"] = {**known, **of_model, "contrasts": told}
     comparison["table"] = summary_rows({name: subject.judgement for name, subject in shown.items()})
     out = outputs["out"]
@@ -119,6 +119,11 @@ def run(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path])
     tradeoff_picture(content.subjects, out / "tradeoff.png")
     Console().print(summary_table(comparison))
     return {"selected": selected, "criterion": config.criterion} | _flat(comparison)
+
+
+def _judged(subject: Any) -> dict[str, Any]:
+    """A model's judgement with the intervals and p-values that the report shows: `register` makes its card of them."""
+    return {**subject.judgement, "intervals": subject.sure, "p_values": subject.p_values}
 
 
 def _champion(inputs: Mapping[str, Path]) -> dict[str, Any] | None:
