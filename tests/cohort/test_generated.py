@@ -90,6 +90,70 @@ def test_label_noise():
     np.testing.assert_array_equal(on.glaucoma, off.glaucoma)
 
 
+@pytest.mark.parametrize(
+    ("group", "field", "code"), [("female", "sex", 0), ("black", "race", 1), ("hispanic", "ethnicity", 1)]
+)
+def test_label_noise_in_one_group(group, field, code):
+    everybody, one = drawn(label_noise=0.2), drawn(label_noise=0.2, noise_group=group)
+    rows = getattr(one, field) == code
+    wrong = one.recorded != one.glaucoma
+    assert not wrong[~rows].any()
+    # The same patients as where everybody's labels are noisy: the numbers drawn are the same.
+    np.testing.assert_array_equal(wrong[rows], (everybody.recorded != everybody.glaucoma)[rows])
+    for name in set(one._fields) - {"recorded", "noise"}:
+        np.testing.assert_array_equal(getattr(one, name), getattr(everybody, name), err_msg=name)
+    options = Options(patients=MANY, images_per_patient=1, label_noise=0.2, noise_group=group)
+    best = bayes_scores(one, options)
+    assert best[rows].min() >= 0.2 > best[~rows].min()
+    for members in (rows, ~rows):
+        for low in np.arange(0, 1, 0.1):
+            near = members & (best >= low) & (best < low + 0.1)
+            if near.sum() > 100:
+                assert abs(one.recorded[near].mean() - best[near].mean()) < 4 * 0.5 / near.sum() ** 0.5
+
+
+def test_an_unknown_group_of_the_noise():
+    with pytest.raises(ConfigError, match="noise_group cannot be 'femail'"):
+        Options(noise_group="femail")
+
+
+@pytest.mark.parametrize("shortcut", [True, False])
+def test_the_best_score_of_a_photograph_alone(shortcut):
+    """Against the share of glaucoma among images that look alike, and a sum over all kinds of patient, one by one."""
+    given = {"label_noise": 0.1, "noise_group": "female"}
+    options = Options(patients=400_000, images_per_patient=1, **given)
+    latents = draw_latents(options, 6)
+    scores = bayes_scores(latents, options, shortcut=shortcut, groups=False)
+    for marker in (True, False):
+        for low in np.arange(-2, 2, 0.5):
+            alike = (latents.severity > low) & (latents.severity < low + 0.05)
+            if shortcut:
+                alike &= latents.marker == marker
+            assert abs(latents.recorded[alike].mean() - scores[alike].mean()) < 0.04
+    race = {0: (0.14, 0.0), 1: (0.24, 0.5), 2: (0.62, -0.15)}
+    cell = {(0, 0): 0.09, (0, 1): 0.14, (0, 2): 0.12, (1, 0): 0.12, (1, 1): 0.28, (1, 2): 0.25}
+    for i in range(0, 2000, 97):
+        yes = total = 0.0
+        for (sex, band), size in cell.items():
+            for share, more in race.values():
+                log_odds = np.log(0.4 / 0.6) + (-0.15, 0.15)[sex] + (-0.8, 0.0, 0.5)[band] + more
+                ill = 1 / (1 + np.exp(-log_odds))
+                half = (2.09 / 1.75 if (sex, band) == (0, 2) else 2.09) / 2
+                for state, prior in ((True, ill), (False, 1 - ill)):
+                    seen = size * share * prior * norm.pdf(latents.severity[i], half if state else -half)
+                    if shortcut:
+                        with_marker = (0.8 if state else 0.2) if sex == 1 else 0.5
+                        seen *= with_marker if latents.marker[i] else 1 - with_marker
+                    wrong = 0.1 if sex == 0 else 0.0
+                    yes += seen * (1 - wrong if state else wrong)
+                    total += seen
+        assert scores[i] == pytest.approx(yes / total, rel=1e-9)
+    # To know the groups can only help.
+    assert roc_auc_score(latents.recorded, scores) < roc_auc_score(
+        latents.recorded, bayes_scores(latents, options, shortcut=shortcut)
+    )
+
+
 def test_a_knob_turns_only_what_it_governs():
     on, off = drawn(), drawn(shortcut=0.0)
     for name in set(on._fields) - {"marker", "marker_log_odds"}:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import threading
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -56,6 +57,9 @@ MARKER_LOG_ODDS = math.log(4)
 # Severity to cup-to-disc ratio: logistic, so that it stays within 0..1; one standard deviation is about 0.11.
 SEVERITY_SLOPE = 0.45
 CHUNK = 64
+# Whose labels may be noisy: a group of one attribute. The names of two attributes never meet.
+GROUPS = {"sex": SEXES, "race": RACES, "ethnicity": ETHNICITIES, "language": LANGUAGES}
+NOISE_GROUPS = tuple(name for names in GROUPS.values() for name in names)
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,11 @@ class Options:
     weak_signal: float = option(1.0, "How much fainter glaucoma shows in women of 60 and over.", low=0)
     shortcut: float = option(1.0, "How strongly a corner marker goes with glaucoma, in men only.", low=0)
     label_noise: float = option(0.0, "Probability that a patient's recorded label is wrong.", low=0, high=0.5)
+    noise_group: str = option(
+        "",
+        "The only group whose recorded labels may be wrong, such as female; empty: everybody.",
+        choices=("", *NOISE_GROUPS),
+    )
 
     def __post_init__(self) -> None:
         check(self)
@@ -86,6 +95,7 @@ class Latents(NamedTuple):
         prevalence: P(glaucoma | groups), float [n].
         glaucoma: the true state of the patient, bool [n].
         recorded: the state that the cohort's label records, bool [n]; differs only with label noise.
+        noise: P(recorded differs from glaucoma | groups), float [n].
         separation: distance of the two severity distributions in this image's group, float [n].
         severity: the latent that the cup shows, float [n]; normal around +-separation / 2, standard deviation 1.
         cup_to_disc: vertical cup-to-disc ratio, float [n]; a rising function of severity.
@@ -103,6 +113,7 @@ class Latents(NamedTuple):
     prevalence: np.ndarray
     glaucoma: np.ndarray
     recorded: np.ndarray
+    noise: np.ndarray
     separation: np.ndarray
     severity: np.ndarray
     cup_to_disc: np.ndarray
@@ -122,14 +133,12 @@ def draw_latents(options: Options, seed: int) -> Latents:
     ethnicity = _pick(rng, n, ETHNICITY_WEIGHTS, options.representation)
     language = _pick(rng, n, LANGUAGE_WEIGHTS, options.representation)
 
-    group_log_odds = SEX_LOG_ODDS[sex] + AGE_LOG_ODDS[band] + RACE_LOG_ODDS[race]
-    prevalence = _logistic(_log_odds(BASE_PREVALENCE) + options.prevalence * group_log_odds)
+    prevalence = _prevalence(options, sex, band, race)
     glaucoma = rng.random(n) < prevalence
-    recorded = glaucoma ^ (rng.random(n) < options.label_noise)
+    noise = _noise(options, {"sex": sex, "race": race, "ethnicity": ethnicity, "language": language})
+    recorded = glaucoma ^ (rng.random(n) < noise)
 
-    woman = sex == SEXES.index("female")
-    separation = SEPARATION / (1 + WEAKENING * options.weak_signal * (woman & (age >= 60)))
-    marker_log_odds = np.where(woman, 0.0, MARKER_LOG_ODDS * options.shortcut)
+    separation, marker_log_odds = _signals(options, sex, band)
 
     # Per eye from here on: both eyes of a patient share the state, each shows it with its own severity.
     both = (rng.random(n) < 0.5) & (options.images_per_patient == 2)
@@ -148,6 +157,7 @@ def draw_latents(options: Options, seed: int) -> Latents:
         prevalence=prevalence[patient],
         glaucoma=glaucoma[patient],
         recorded=recorded[patient],
+        noise=noise[patient],
         separation=separation[patient],
         severity=severity[patient, eye],
         cup_to_disc=_logistic(SEVERITY_SLOPE * severity[patient, eye]),
@@ -156,24 +166,102 @@ def draw_latents(options: Options, seed: int) -> Latents:
     )
 
 
-def bayes_scores(latents: Latents, options: Options, *, shortcut: bool = True) -> np.ndarray:
+def sample_ids(latents: Latents) -> list[str]:
+    """The cohort's `sample_id` of each image."""
+    eyes = zip(latents.patient, latents.right_eye, strict=True)
+    return [f"{patient:05d}_{'right' if right else 'left'}" for patient, right in eyes]
+
+
+def bayes_scores(latents: Latents, options: Options, *, shortcut: bool = True, groups: bool = True) -> np.ndarray:
     """P(recorded label = glaucoma | severity, marker, groups) of each image: no score of one image ranks better.
 
     Args:
         latents: what `draw_latents` drew.
         options: the options it was drawn with.
         shortcut: whether the marker may be used; without it, the score is the best that anatomy and groups allow.
+        groups: whether the patient's groups may be used. A model that is shown the photograph alone cannot know them:
+            without them, the score is the best that such a model can give, a mean over all groups that it might be.
 
     Returns:
         float64 [n], probabilities.
     """
+    marker = latents.marker if shortcut else None
+    if groups:
+        own = (latents.prevalence, latents.noise, latents.separation, latents.marker_log_odds)
+        return _posterior(latents.severity, marker, *own)
+    # Everything that prevalence, noise and signals depend on; language and ethnicity change the noise alone.
+    shape = (len(SEXES), len(AGE_BANDS), len(RACES), len(ETHNICITIES), len(LANGUAGES))
+    sex, band, race, ethnicity, language = (code.ravel() for code in np.indices(shape))
+    share = np.ones(len(sex))
+    for weights, code in (
+        (CELL_WEIGHTS.ravel(), sex * len(AGE_BANDS) + band),
+        (RACE_WEIGHTS, race),
+        (ETHNICITY_WEIGHTS, ethnicity),
+        (LANGUAGE_WEIGHTS, language),
+    ):
+        share *= _shares(weights, options.representation)[code]
+    prevalence = _prevalence(options, sex, band, race)
+    noise = _noise(options, {"sex": sex, "race": race, "ethnicity": ethnicity, "language": language})
+    separation, marker_log_odds = _signals(options, sex, band)
+    joint, total = np.zeros(len(latents.severity)), np.zeros(len(latents.severity))
+    for k in range(len(share)):
+        cell = (prevalence[k], noise[k], separation[k], marker_log_odds[k])
+        seen = share[k] * _density(latents.severity, marker, cell[0], cell[2], cell[3])
+        joint += seen * _posterior(latents.severity, marker, *cell)
+        total += seen
+    return joint / total
+
+
+def _posterior(
+    severity: np.ndarray,
+    marker: np.ndarray | None,
+    prevalence: np.ndarray | float,
+    noise: np.ndarray | float,
+    separation: np.ndarray | float,
+    marker_log_odds: np.ndarray | float,
+) -> np.ndarray:
+    """P(recorded label = glaucoma) of images whose groups are known; None for a marker that is not looked at."""
     # The log-likelihood ratio of two unit normals at +-separation / 2 is separation * severity, that of the marker is
     # +-marker_log_odds, and both are independent given the patient's state.
-    log_odds = _log_odds(latents.prevalence) + latents.separation * latents.severity
-    if shortcut:
-        log_odds = log_odds + np.where(latents.marker, 1, -1) * latents.marker_log_odds
-    noise = options.label_noise
-    return noise + (1 - 2 * noise) * _logistic(log_odds)
+    log_odds = _log_odds(prevalence) + separation * severity
+    if marker is not None:
+        log_odds = log_odds + np.where(marker, 1, -1) * marker_log_odds
+    return noise + (1 - 2 * np.asarray(noise)) * _logistic(log_odds)
+
+
+def _density(
+    severity: np.ndarray, marker: np.ndarray | None, prevalence: float, separation: float, marker_log_odds: float
+) -> np.ndarray:
+    """How probable it is that an image of a cell shows this, up to a factor that is the same for all cells."""
+    found = np.zeros(len(severity))
+    for share, sign in ((prevalence, 1), (1 - prevalence, -1)):
+        seen = np.exp(-0.5 * (severity - sign * separation / 2) ** 2)
+        if marker is not None:
+            seen *= _logistic(np.where(marker, 1, -1) * sign * marker_log_odds)
+        found += share * seen
+    return found
+
+
+def _prevalence(options: Options, sex: np.ndarray, band: np.ndarray, race: np.ndarray) -> np.ndarray:
+    """P(glaucoma | groups)."""
+    group_log_odds = SEX_LOG_ODDS[sex] + AGE_LOG_ODDS[band] + RACE_LOG_ODDS[race]
+    return _logistic(_log_odds(BASE_PREVALENCE) + options.prevalence * group_log_odds)
+
+
+def _signals(options: Options, sex: np.ndarray, band: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Separation of the severities, and what the marker adds to the log-odds, of each sex and age band."""
+    woman, oldest = sex == SEXES.index("female"), band == len(AGE_BANDS) - 1
+    separation = SEPARATION / (1 + WEAKENING * options.weak_signal * (woman & oldest))
+    return separation, np.where(woman, 0.0, MARKER_LOG_ODDS * options.shortcut)
+
+
+def _noise(options: Options, codes: Mapping[str, np.ndarray]) -> np.ndarray:
+    """P(the recorded label is wrong | groups)."""
+    concerned = np.ones(len(codes["sex"]), bool)
+    for attribute, names in GROUPS.items():
+        if options.noise_group in names:
+            concerned = codes[attribute] == names.index(options.noise_group)
+    return np.where(concerned, options.label_noise, 0.0)
 
 
 def anatomy_auc(separation: float) -> float:
@@ -199,9 +287,7 @@ def read(
     """
     latents = draw_latents(options, seed)
     notes = _notes(latents, np.random.default_rng([seed, 1]))
-    keys = [
-        f"{p:05d}_{'right' if right else 'left'}" for p, right in zip(latents.patient, latents.right_eye, strict=True)
-    ]
+    keys = sample_ids(latents)
     rows = [
         {
             "sample_id": key,
@@ -256,8 +342,14 @@ def _draw_chunk(latents: Latents, number: int, pixels: int, seed: int) -> np.nda
 
 def _pick(rng: np.random.Generator, n: int, weights: np.ndarray, inequality: float) -> np.ndarray:
     """Draw n groups with sizes proportional to weights ** inequality: equal sizes at 0."""
+    ends = np.cumsum(_shares(weights, inequality))
+    return np.minimum(np.searchsorted(ends, rng.random(n), side="right"), len(weights) - 1)
+
+
+def _shares(weights: np.ndarray, inequality: float) -> np.ndarray:
+    """Sizes of the groups, of sum 1."""
     share = weights**inequality
-    return np.minimum(np.searchsorted(np.cumsum(share / share.sum()), rng.random(n), side="right"), len(weights) - 1)
+    return share / share.sum()
 
 
 def _logistic(x: np.ndarray) -> np.ndarray:
