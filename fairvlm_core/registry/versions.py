@@ -57,7 +57,7 @@ def find(name: str, version: str) -> Registered | None:
     database = SQLITE.fullmatch(mlflow.get_registry_uri())
     there = database is None or Path(database[1]).is_file()
     numbered = version.isdecimal()
-    number = version if numbered else _aliases(name).get(version) if there else None
+    number = version if numbered else aliases(name).get(version) if there else None
     if number is None:
         return None
     try:
@@ -118,7 +118,7 @@ def _reference_hash(path: Path) -> str:
     return hashlib.sha256(json.dumps(which, sort_keys=True).encode()).hexdigest()
 
 
-def _aliases(name: str) -> dict[str, str]:
+def aliases(name: str) -> dict[str, str]:
     """Alias -> number of the version; none where the registered model does not exist."""
     try:
         return {
