@@ -25,8 +25,8 @@ def commit(folder: Path) -> dict[str, str]:
     As with `git describe --dirty`, files that git does not track do not count. Nor does dvc.lock: DVC rewrites it while
     the pipeline runs, and what it says of the data has a hash of its own.
     """
-    found = _git(folder, "rev-parse", "HEAD")
-    changes = _git(
+    found = git(folder, "rev-parse", "HEAD")
+    changes = git(
         folder, "status", "--porcelain", "--untracked-files=no", "--", ":/", f":(exclude,top,glob)**/{LOCK_FILE}"
     )
     if found is None or changes is None:
@@ -82,9 +82,10 @@ def _md5(content: bytes) -> str:
     return hashlib.md5(content, usedforsecurity=False).hexdigest()
 
 
-def _git(folder: Path, *arguments: str) -> str | None:
+def git(folder: Path, *arguments: str) -> str | None:
+    """What git says, without the last line end; None where there is no git, no repository, or no such thing in it."""
     try:
         done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True, timeout=60)
     except (OSError, subprocess.SubprocessError):
-        return None  # no git, or no repository
+        return None
     return done.stdout.strip()
