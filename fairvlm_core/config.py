@@ -173,5 +173,8 @@ def _fits(value: Any, hint: Any) -> bool:
 
 
 def _section(config_type: type) -> str:
+    """Where a user finds the fields: under the config's own `section`, the step's name, or the name of its type."""
+    if hasattr(config_type, "section"):
+        return str(config_type.section)
     module = config_type.__module__.rsplit(".", 1)[-1]
     return module if config_type.__name__ == "Config" else config_type.__name__

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from fairvlm_core.cohort.table import SEXES, Task, cohort_table
 from fairvlm_core.evaluation import predictions
 
 LABELS = {
@@ -60,3 +61,21 @@ def table(
         }
     )
     return pa.Table.from_pandas(frame, schema=predictions.SCHEMA, preserve_index=False)
+
+
+def cohort(kind: str, **options) -> pa.Table:
+    """The cohort whose images `table` with the same options predicts."""
+    labels = LABELS[kind]
+    negatives = () if kind == "multiclass" else [f"no {label}" for label in labels]
+    task = Task(kind, labels, labels, negatives)
+    rows: dict[str, dict] = {}
+    for row in table(kind, **options).to_pylist():
+        given = {name: row[name] for name in ("sample_id", "patient_id", "split", "sex", "age_group", "race")}
+        place = {"image": f"{row['sample_id']}.png", "source": "generated", "labels": []}
+        rows.setdefault(row["sample_id"], {**given, **place})["labels"].append(row["y_true"])
+    groups = {
+        "sex": SEXES,
+        "age_group": ("0-39", "40-59", "60-79", "80+"),
+        "race": ("Asian", "Black", "Pacific Islander", "White"),
+    }
+    return cohort_table(rows.values(), task=task, groups=groups)

@@ -8,9 +8,10 @@ import os
 import subprocess
 from pathlib import Path
 
+import pyarrow.compute as pc
 import yaml
 
-from fairvlm_core.cohort.table import COHORT_FILE
+from fairvlm_core.cohort.table import COHORT_FILE, SCHEMA, read_cohort, task_of
 from fairvlm_core.errors import FairVLMError
 from fairvlm_core.files import sha256
 
@@ -61,6 +62,26 @@ def dvc_md5(folder: Path) -> str:
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     entries = [{"md5": _md5((folder / name).read_bytes()), "relpath": name} for name in names]
     return f"{_md5(json.dumps(entries, sort_keys=True).encode())}.dir"
+
+
+def test_hash(cohort: Path) -> str:
+    """The sha256 of the test rows of cohort.parquet, whatever their order: who is tested, on what, and who they are.
+
+    Notes are left out, because nothing that is judged reads them. What the labels are called is part of it.
+    """
+    table = read_cohort(cohort)
+    task = task_of(table)
+    rows = table.filter(pc.equal(table.column("split"), "test"))
+    names = sorted(set(SCHEMA.names) - {"note"})
+    lines = sorted(json.dumps([row[name] for name in names]) for row in rows.select(names).to_pylist())
+    found = hashlib.sha256(json.dumps([task.kind, list(task.labels), names]).encode())
+    for line in lines:
+        found.update(b"\n" + line.encode())
+    return found.hexdigest()
+
+
+# Its name is no reason for pytest to run it where a test imports it.
+test_hash.__test__ = False  # type: ignore[attr-defined]
 
 
 def _recorded(root: Path) -> dict[Path, str]:

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fairvlm_core.config import Port, check, option
+from fairvlm_core.config import Port, build, check, option
 from fairvlm_core.errors import ConfigError, nearest
 from fairvlm_core.evaluation import CRITERIA
+from fairvlm_core.registry.gate import Rules, judge_gate
+
+if TYPE_CHECKING:
+    from fairvlm_core.evaluation.report.subjects import Subject
 
 TITLES = {"stage1": "Stage 1", "stage2": "Stage 2", "fair_moe": "Fair-MoE"}
 
@@ -18,7 +22,7 @@ INPUTS = {
     **{name: Port(f"Folder that evaluate wrote for {title}.") for name, title in TITLES.items()},
     "champion": Port("Folder that the step champion wrote.", optional=True),
 }
-OUTPUTS = {"out": Port("Folder to write: comparison.json, report.html, report.md, tradeoff.png.")}
+OUTPUTS = {"out": Port("Folder to write: comparison.json, gate.json, report.html, report.md, tradeoff.png.")}
 
 
 @dataclass(frozen=True)
@@ -32,9 +36,15 @@ class Config:
     )
     attributes: tuple[str, ...] = option((), "Attributes the criterion looks at; none: all that can be judged.")
     min_cell: int = option(10, "Groups with fewer images are suppressed.", low=1)
+    gate: dict[str, Any] = option({}, "Rules of the gate, name: value; docs/gate.md lists them.")  # noqa: RUF009 - a factory copies it
 
     def __post_init__(self) -> None:
         check(self)
+        self.rules()
+
+    def rules(self) -> Rules:
+        """The rules of the gate; those that are not named are as `Rules` has them."""
+        return build(Rules, self.gate, where="compare.gate")
 
 
 def run(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path]) -> dict[str, Any]:
@@ -43,8 +53,9 @@ def run(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path])
 
     from fairvlm_core.evaluation.attention import ATTENTION_FILE
     from fairvlm_core.evaluation.contrasts import against_champion, contrasts
-    from fairvlm_core.evaluation.report import COMPARISON_FILE, write_comparison
+    from fairvlm_core.evaluation.report import COMPARISON_FILE, GATE_FILE, write_comparison
     from fairvlm_core.evaluation.report.content import Champion, Content, Selection
+    from fairvlm_core.evaluation.report.gate import print_gate
     from fairvlm_core.evaluation.report.pictures import tradeoff_picture
     from fairvlm_core.evaluation.report.subjects import read_subject, require_same_images
     from fairvlm_core.evaluation.report.tables import summary_rows, summary_table
@@ -99,8 +110,17 @@ def run(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path])
         of_model = {"title": title, "test": _judged(theirs), "thresholds": dict(theirs.thresholds)}
         comparison["champion"] = {**known, **of_model, "contrasts": told}
     comparison["table"] = summary_rows({name: subject.judgement for name, subject in shown.items()})
+    judged = comparison["models"][selected]["test"]
+    gate = {
+        "model": selected,
+        **judge_gate(judged, champion.contrasts if champion else None, config.rules()),
+        "champion": _identity(known) if known else None,
+        "test_sha256": _test_hash(inputs["strata"], chosen),
+        "min_cell": config.min_cell,
+    }
     out = outputs["out"]
     write_json(out / COMPARISON_FILE, comparison)
+    write_json(out / GATE_FILE, gate)
     drawn = {subject.title: inputs[name] / ATTENTION_FILE for name, subject in shown.items()}
     content = Content(
         title="Fairness of the compared models",
@@ -118,10 +138,35 @@ def run(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path])
     write_comparison(content, out)
     tradeoff_picture(content.subjects, out / "tradeoff.png")
     Console().print(summary_table(comparison))
-    return {"selected": selected, "criterion": config.criterion} | _flat(comparison)
+    print_gate(gate, reasons=True)
+    return {"selected": selected, "criterion": config.criterion, "gate": gate["verdict"]} | _flat(comparison)
 
 
-def _judged(subject: Any) -> dict[str, Any]:
+def _identity(known: Mapping[str, Any]) -> dict[str, Any]:
+    """Who the champion is, on this server and, by its fingerprint, on any other."""
+    return {key: known[key] for key in ("name", "version", "run_id")} | {
+        "fingerprint": known["tags"].get("fingerprint")
+    }
+
+
+def _test_hash(cohort: Path, chosen: Subject) -> str:
+    """The hash of the cohort's test rows, which must be those that the models were judged on."""
+    from fairvlm_core.cohort.table import read_cohort
+    from fairvlm_core.errors import PredictionsError
+    from fairvlm_core.registry.lineage import test_hash
+
+    table = read_cohort(cohort)
+    rows = zip(table.column("sample_id").to_pylist(), table.column("split").to_pylist(), strict=True)
+    if {name for name, split in rows if split == "test"} != set(chosen.scores.sample_ids):
+        raise PredictionsError(
+            "The models were not judged on the test images of this cohort.",
+            where=str(cohort),
+            mend="Pass the cohort whose images were predicted, or predict them again.",
+        )
+    return test_hash(cohort)
+
+
+def _judged(subject: Subject) -> dict[str, Any]:
     """A model's judgement with the intervals and p-values that the report shows: `register` makes its card of them."""
     return {**subject.judgement, "intervals": subject.sure, "p_values": subject.p_values}
 

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import pytest
 from PIL import Image
 
+from fairvlm_core.cohort.table import write_cohort
 from fairvlm_core.errors import ConfigError, PredictionsError
 from fairvlm_core.evaluation.predictions import read_predictions, write_predictions
 from fairvlm_core.evaluation.report import print_summary
@@ -51,7 +52,7 @@ def inputs(request, tmp_path_factory):
         name: write_evaluation(root / name, generated.table(request.param, model=name, **options), request.param)
         for name, options in MODELS.items()
     }
-    (root / "strata").mkdir()
+    write_cohort(generated.cohort(request.param), root / "strata")
     (root / "strata" / "strata.json").write_text(json.dumps(STRATA))
     return {"strata": root / "strata", **folders}
 
@@ -64,7 +65,7 @@ def compare(inputs, out, **options):
 def test_comparison_report_table_and_picture_are_written(inputs, tmp_path):
     metrics, found = compare(inputs, tmp_path / "out")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        "comparison.json", "report.html", "report.md", "tradeoff.png", "config.json", "metrics.json"
+        "comparison.json", "gate.json", "report.html", "report.md", "tradeoff.png", "config.json", "metrics.json"
     }  # fmt: skip
     assert list(found["models"]) == sorted(TITLES)
     judged = json.loads((inputs["stage2"] / "evaluation.json").read_text())
@@ -186,7 +187,11 @@ def test_summary_fits_a_terminal_and_names_the_report(inputs, tmp_path, capsys):
     printed_by_step = capsys.readouterr().out
     print_summary(tmp_path / "out")
     printed = capsys.readouterr().out
-    assert printed.startswith(printed_by_step)
+    told, reasons = re.split(r"(?=^- )", printed_by_step, maxsplit=1, flags=re.M)
+    assert printed.startswith(told)
+    gate = json.loads((tmp_path / "out" / "gate.json").read_text())
+    assert told.splitlines()[-1].startswith(f"Gate: {gate['verdict']}. Of {len(gate['findings'])} findings ")
+    assert " ".join(reasons.split()) == " ".join(f"- {reason}" for reason in gate["reasons"])
     assert f"Report: {tmp_path / 'out' / 'report.html'}" in printed
     assert max(map(len, printed_by_step.splitlines())) <= 80
     for word in ("Model", "Accuracy", "AUC", "ES-AUC", "DPG", "EOD", "Stage 1", "Fair-MoE", "sex × age group"):
@@ -236,7 +241,8 @@ def test_without_answers_and_pictures_nothing_is_said_of_them(inputs, tmp_path):
 
 def champion_of(inputs, folder, evaluation="stage1", **known):
     """What the step champion writes: the evaluation of a model in use, and who it is."""
-    told = {"version": "3", "name": "fairvlm", "alias": "champion", "model": "stage2", "same_cohort": True, **known}
+    told = {"version": "3", "name": "fairvlm", "alias": "champion", "model": "stage2", "same_cohort": True}
+    told |= {"run_id": "r" * 32, "tags": {"fingerprint": "f" * 64}, **known}
     if told["version"] is None:
         folder.mkdir()
     else:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fairvlm_core.evaluation.report.content import Content
+from fairvlm_core.evaluation.report.gate import print_gate
 from fairvlm_core.evaluation.report.page import page
 from fairvlm_core.evaluation.report.short import short
 from fairvlm_core.evaluation.report.subjects import read_subject, require_same_images, subjects_in
@@ -15,6 +16,7 @@ from fairvlm_core.files import read_json, written
 REPORT_FILE = "report.html"
 SHORT_FILE = "report.md"
 COMPARISON_FILE = "comparison.json"
+GATE_FILE = "gate.json"
 
 
 def write_report(predictions: Path, out: Path, *, min_cell: int = 10) -> None:
@@ -57,11 +59,12 @@ def write_comparison(content: Content, folder: Path) -> None:
 
 
 def print_summary(folder: Path) -> None:
-    """Print the table of all models that `compare` wrote into `folder`, and where the report is."""
+    """Print the table of all models that `compare` wrote into `folder`, the gate's verdict, and where the report is."""
     from rich.console import Console
 
     console = Console()
     console.print(summary_table(read_json(folder / COMPARISON_FILE, made_by="compare")))
+    print_gate(read_json(folder / GATE_FILE, made_by="compare"), reasons=False)
     # A path is copied from the terminal: it is not wrapped, and nothing in it is markup.
     console.print(f"Report: {folder / REPORT_FILE}", markup=False, highlight=False, soft_wrap=True)
 
