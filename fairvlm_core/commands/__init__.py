@@ -16,6 +16,7 @@ COMMANDS = {
     "experiment": "experiment",
     "export": "export",
     "submit": "submit",
+    "monitor": "monitor",
 }
 
 

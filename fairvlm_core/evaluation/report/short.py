@@ -34,24 +34,24 @@ def short(content: Content, *, full: str) -> str:
     lead, *more = verdict(content.subjects, content.split, content.selection)
     name = parity(first["kind"])[0]
     parts = [
-        f"# {_plain(content.title)}",
-        _plain(facts(content)),
-        f"**{_plain(lead)}** {_plain(' '.join(more))}",
-        _plain(" ".join(champion_told(content))),
-        _table(*headline(content.subjects, content.selection)),
+        f"# {plain(content.title)}",
+        plain(facts(content)),
+        f"**{plain(lead)}** {plain(' '.join(more))}",
+        plain(" ".join(champion_told(content))),
+        markdown_table(*headline(content.subjects, content.selection)),
         f"In brackets: intervals of 95 %. ES-AUC, {name} and EOD are means over the attributes.",
     ]
     if content.champion and content.selection:
         told = "p is after Holm's correction over the rows."
-        parts += ["## Against the champion", _table(*champion_table(content, content.champion), text=2), told]
+        parts += ["## Against the champion", markdown_table(*champion_table(content, content.champion), text=2), told]
     if first["attributes"]:
-        parts += ["## Gaps by attribute", _table(*_gaps(content.subjects), text=2)]
-        parts += ["## AUC of each group", _table(*_groups(content.subjects), text=2)]
+        parts += ["## Gaps by attribute", markdown_table(*_gaps(content.subjects), text=2)]
+        parts += ["## AUC of each group", markdown_table(*_groups(content.subjects), text=2)]
     if any("answers" in subject.judgement for subject in content.subjects):
         told = "An undecided answer counts as wrong. Agreement: with the decisions from the scores."
-        parts += ["## Answers in words", _table(*_answers(content.subjects)), told]
-    parts += ["## What is left out", _plain(left_out_rule(first))]
-    parts += ["\n".join(f"- {_plain(line)}" for line in left_out(first))]
+        parts += ["## Answers in words", markdown_table(*_answers(content.subjects)), told]
+    parts += ["## What is left out", plain(left_out_rule(first))]
+    parts += ["\n".join(f"- {plain(line)}" for line in left_out(first))]
     parts += [f"The full report, with the figures, the other numbers and what the words mean: {full}."]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -102,23 +102,23 @@ def _answers(subjects: Sequence[Subject]) -> tuple[list[str], list[list[str]]]:
     return heads, rows
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, text: int = 1) -> str:
+def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, text: int = 1) -> str:
     """A Markdown table whose first `text` columns are words and the others numbers."""
     sides = ["---" if j < text else "---:" for j in range(len(heads))]
-    lines = [[_plain(head) for head in heads], sides, *([_cell(cell) for cell in row] for row in rows)]
+    lines = [[plain(head) for head in heads], sides, *([_cell(cell) for cell in row] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _cell(cell: str) -> str:
     """What stands on further lines goes into brackets."""
     first, *below = cell.split("\n")
-    return _plain(f"{first} ({', '.join(below)})" if below else first)
+    return plain(f"{first} ({', '.join(below)})" if below else first)
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Text that stays itself in Markdown, whatever a name in the data contains.
 
-    >>> _plain("a|b <i>*c*</i> <10")
+    >>> plain("a|b <i>*c*</i> <10")
     'a\\\\|b \\\\<i>\\\\*c\\\\*\\\\</i> <10'
     """
     return re.sub(r"[\\`*_\[\]|~]|<(?=[A-Za-z/!?])|&(?=[#\w]+;)", r"\\\g<0>", re.sub(r"\s+", " ", text))
