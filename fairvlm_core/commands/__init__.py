@@ -17,6 +17,10 @@ COMMANDS = {
     "export": "export",
     "submit": "submit",
     "monitor": "monitor",
+    "promote": "promotion",
+    "rollback": "promotion",
+    "audit": "promotion",
+    "reproduce": "reproduce",
 }
 
 
