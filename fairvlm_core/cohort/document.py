@@ -105,8 +105,8 @@ def _plain(text: str) -> str:
     return "".join(f"\\{character}" if character in "\\`*_[]|#" else character for character in text)
 
 
-def to_html(title: str, facts: str, warnings: Sequence[str], sections: Sequence[Section]) -> str:
-    """The page as one HTML file."""
+def to_html(title: str, facts: str, warnings: Sequence[str], sections: Sequence[Section], *, style: str = "") -> str:
+    """The page as one HTML file; `style` is CSS of its own, beside that of all pages."""
     told = "".join(f'<p class="warning">{escape(warning)}</p>' for warning in warnings)
     body = "".join(
         f"<section><h2>{escape(heading)}</h2>{''.join(map(_html, content))}</section>" for heading, content in sections
@@ -118,7 +118,7 @@ def to_html(title: str, facts: str, warnings: Sequence[str], sections: Sequence[
         # Nothing may be fetched, whatever a name in the data contains.
         '<meta http-equiv="Content-Security-Policy" '
         """content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">"""
-        f"<title>{escape(title)}</title><style>{STYLE}</style></head><body>"
+        f"<title>{escape(title)}</title><style>{STYLE}{style}</style></head><body>"
         f'<header><h1>{escape(title)}</h1><p class="facts">{escape(facts)}</p></header>'
         f"<main>{told}{body}</main></body></html>\n"
     )

@@ -27,6 +27,17 @@ WARNING = (
     "Research software, and no medical device: nobody may be diagnosed or treated on its word alone. A clinician who "
     "sees the picture decides."
 )
+DRAWN = "Trained and judged on drawn pictures: it has never seen a patient, and shows that the chain works, no more."
+# Denser than other pages: on paper it is two or three sheets.
+STYLE = """
+h2 { margin: 1.6rem 0 .6rem; padding-top: .8rem; } p { margin-bottom: .5rem; max-width: none; }
+.scroll { margin-bottom: .9rem; } th, td { padding: .22rem .7rem; }
+@media print { @page { size: A4; margin: 13mm 14mm; } body { font-size: 8.5pt; line-height: 1.35; }
+  h1 { font-size: 15pt; } h2 { margin: .55rem 0 .25rem; padding-top: .35rem; font-size: 10.5pt; }
+  p { margin-bottom: .25rem; } .warning { margin-top: .4rem; padding: .3rem .7rem; }
+  section { column-gap: 1.5rem; } .scroll { margin-bottom: .4rem; } table { font-size: 8pt; }
+  caption, thead th { font-size: 7.5pt; } th, td { padding: .08rem .5rem; } }
+"""
 KEY = {
     "stage1": ("concept_epochs", "epochs", "learning_rate", "batch_size", "lora_rank", "demographic_prompts"),
     "stage2": (
@@ -82,7 +93,7 @@ def write_card(
     """
     facts = _facts(inputs, name=name, gate=gate, tags=tags, registered_name=registered_name)
     made = (today or datetime.datetime.now(datetime.UTC).date()).isoformat()
-    warnings = [WARNING, *_verdict_warning(facts)]
+    warnings = [WARNING, *_verdict_warning(facts), *([DRAWN] if facts["sources"] == ["generated"] else [])]
     sections: list[Section] = [
         ("What it is", _what(facts, made)),
         ("What it is for", _use(facts)),
@@ -98,7 +109,8 @@ def write_card(
     ]
     line = " · ".join([facts["title"], f"{facts['kind']} task: {', '.join(facts['labels'])}", f"made {made}"])
     content = (f"Model card: {registered_name}", line, warnings, sections)
-    for file, page in zip(CARD_FILES, (to_markdown(*content), to_html(*content)), strict=True):
+    pages = (to_markdown(*content), to_html(*content, style=STYLE))
+    for file, page in zip(CARD_FILES, pages, strict=True):
         with written(out / file) as partial:
             partial.write_text(page, encoding="utf-8")
     return to_markdown(
@@ -176,7 +188,7 @@ def _what(facts: Facts, made: str) -> list[str | Table]:
         ["AUC on test", f"{with_ends(test['overall']['auc'], interval)} on {count(test['n'])} images"],
         ["Gate", card_results.verdict(facts)],
     ]
-    return [WHAT[facts["name"]], Table("In short.", ["", ""], rows, text=2)]
+    return [WHAT[facts["name"]], Table("In short.", ["What", "This model"], rows, text=2)]
 
 
 def _modalities(facts: Facts) -> str:
@@ -276,5 +288,5 @@ def _origin(facts: Facts) -> list[str | Table]:
     return [
         f"fairvlm reproduce VERSION --registered-name {facts['registered_name']} prints the commands in their order "
         f"and checks what can be checked.{left}",
-        Table("What it was made from.", ["", ""], rows, text=2),
+        Table("What it was made from.", ["What", "Recorded"], rows, text=2),
     ]

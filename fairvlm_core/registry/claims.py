@@ -37,7 +37,7 @@ PUBLISHED_CODE = (
 HERE = (
     "This card shows one training run on one cohort. Its intervals say what other test patients of the same kind "
     "would change, not what another seed, hospital or scanner would. Smaller gaps here do not mean that the loss "
-    "made them: only the ablations of `fairvlm experiment` can tell."
+    "made them: only an experiment without that loss, over several seeds, can tell."
 )
 
 

@@ -94,10 +94,10 @@ def _worst_groups(test: Judged) -> list[str]:
         if len(judged) < 2:
             continue
         (low, worst), (high, best) = min(judged), max(judged)
-        area = with_ends(low, ends(test, "attributes", attribute, "groups", worst, "auc"))
+        interval = ends(test, "attributes", attribute, "groups", worst, "auc")
         told.append(
-            f"By {attribute_name(attribute)} it ranks worst for {worst} (AUC {area}) and best for {best} "
-            f"(AUC {number(high)})."
+            f"By {attribute_name(attribute)} it ranks worst in the group {worst} (AUC {number(low)}"
+            f"{'' if interval is None else f', interval {span(interval)}'}) and best in {best} (AUC {number(high)})."
         )
     return told
 
@@ -105,7 +105,8 @@ def _worst_groups(test: Judged) -> list[str]:
 def _gaps(test: Judged) -> list[str]:
     """The gaps that chance does not explain, and those that it may explain."""
     names = {"dpd": parity(test["kind"])[0], "eod": "EOD"}
-    sure, unsure = [], []
+    sure: list[str] = []
+    unsure: list[str] = []
     for attribute, found in test["attributes"].items():
         for gap, name in names.items():
             interval = ends(test, "attributes", attribute, gap)
@@ -120,8 +121,10 @@ def _gaps(test: Judged) -> list[str]:
     if sure:
         told.append(f"Chance does not explain these gaps, whose intervals exclude 0: {listed(sure)}.")
     if unsure:
+        which = f"each of the other {len(unsure)} gaps" if sure else f"each of the {len(unsure)} gaps"
         told.append(
-            f"Of these gaps chance may be the reason, which does not mean that there are none: {listed(unsure)}."
+            f"Chance may be the reason for {which} in decisions and errors below, which does not mean that there "
+            "is none."
         )
     return told
 
