@@ -9,6 +9,9 @@ for _key, _value in {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_UV_AUTO_DETECT": "false",  # a lock file in the working directory says nothing about the model
     "GIT_PYTHON_REFRESH": "quiet",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "5",  # after 0, 4, 8, 16 and 32 seconds: a connection may be lost for a minute
+    "AWS_RETRY_MODE": "standard",
+    "AWS_MAX_ATTEMPTS": "8",  # likewise, of an artifact store on S3
 }.items():
     os.environ.setdefault(_key, _value)
 

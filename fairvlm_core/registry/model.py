@@ -11,12 +11,14 @@ import base64
 import binascii
 import importlib
 import io
-from collections.abc import Sequence
+import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import yaml
 from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel
@@ -24,7 +26,7 @@ from PIL import Image
 
 from fairvlm_core.cohort.images import open_image, square
 from fairvlm_core.cohort.table import ATTRIBUTES
-from fairvlm_core.errors import FairVLMError
+from fairvlm_core.errors import CheckpointError, FairVLMError
 from fairvlm_core.evaluation.calibration import calibrate
 from fairvlm_core.evaluation.thresholds import decide
 from fairvlm_core.files import read_json
@@ -37,6 +39,9 @@ IMAGE = "image"
 # are refused: MLflow silently drops a column that is not declared, and the caller would think that it was used.
 REFUSED = (*ATTRIBUTES, "age")
 BATCH = 256
+# MLflow writes this file beside a registered model that it loads: which version it is.
+META_FILE = "registered_model_meta"
+UNREGISTERED = "unregistered"
 PICTURE_STARTS = (b"\x89PNG", b"\xff\xd8\xff")
 
 
@@ -47,14 +52,16 @@ class RegisteredModel(PythonModel):
         """Load the base model and what was trained.
 
         Raises:
-            CheckpointError: when the base model is missing or another one.
+            CheckpointError: when the base model is missing or another one, or a label has no threshold.
         """
         artifact = Path(context.artifacts[ARTIFACT])
-        fixed = read_json(artifact / "thresholds.json", made_by="register")
-        self.calibration = fixed.get("calibration")
         described = describe(artifact / "model")
         self.kind, self.labels = described["task"].kind, described["task"].labels
-        self.thresholds = None if self.kind == "multiclass" else [fixed["thresholds"][label] for label in self.labels]
+        fixed = read_json(artifact / "thresholds.json", made_by="register")
+        self.calibration = fixed.get("calibration")
+        self.thresholds = None if self.kind == "multiclass" else _thresholds(fixed, self.labels, artifact)
+        self.version = _version(artifact.parent.parent)
+        self.one_at_a_time = threading.Lock()
         family = importlib.import_module(FAMILIES[described["family"]])
         checkpoint = find_base(read_json(artifact / "base.json", made_by="register"))
         self.model = family.load(artifact / "model", checkpoint, described)
@@ -67,7 +74,8 @@ class RegisteredModel(PythonModel):
 
         Returns:
             Per label `score_<label>` (a probability, calibrated if the thresholds are) and `label_<label>` (0 or 1,
-            decided at the fixed threshold); multi-class: also `predicted`, the label with the highest score.
+            decided at the fixed threshold); multi-class: also `predicted`, the label with the highest score. Last,
+            `version`: the number of the registered version, as a text, or "unregistered".
 
         Raises:
             MlflowException: when there is another column, or a picture cannot be read; a server answers with its text.
@@ -83,7 +91,10 @@ class RegisteredModel(PythonModel):
         parts = [np.zeros((0, len(self.labels)), dtype=np.float32)]
         for start in range(0, len(pictures), BATCH):
             batch = enumerate(pictures[start : start + BATCH], start)
-            parts.append(self.model.score(np.stack([_pixels(picture, size, row) for row, picture in batch])))
+            images = np.stack([_pixels(picture, size, row) for row, picture in batch])
+            # A server calls this from many threads: pictures are decoded side by side, memory holds one batch.
+            with self.one_at_a_time:
+                parts.append(self.model.score(images))
         score = calibrate(np.concatenate(parts), self.labels, self.calibration)
         decision = decide(score, self.thresholds, self.kind).astype(np.int64)
         names = output_columns(self.labels, self.kind)
@@ -92,14 +103,33 @@ class RegisteredModel(PythonModel):
         )
         result = result.astype(dict.fromkeys(names[len(self.labels) : 2 * len(self.labels)], np.int64))
         if self.kind == "multiclass":
-            result[names[-1]] = np.array(self.labels, dtype=object)[score.argmax(axis=1)]
+            result["predicted"] = np.array(self.labels, dtype=object)[score.argmax(axis=1)]
+        result["version"] = self.version
         return result
 
 
 def output_columns(labels: Sequence[str], kind: str) -> list[str]:
     """Names of the columns that `predict` returns."""
     names = [f"{what}_{label}" for what in ("score", "label") for label in labels]
-    return [*names, "predicted"] if kind == "multiclass" else names
+    return [*names, "predicted", "version"] if kind == "multiclass" else [*names, "version"]
+
+
+def _thresholds(fixed: Mapping[str, Any], labels: Sequence[str], artifact: Path) -> list[float]:
+    """The threshold of each label."""
+    found = fixed.get("thresholds") or {}
+    if missing := [label for label in labels if found.get(label) is None]:
+        raise CheckpointError(
+            "The registered model has no threshold for every label, so it cannot decide.",
+            where=f"{artifact / 'thresholds.json'}: {', '.join(missing)}",
+            mend="Run `fairvlm tune_thresholds` and the steps after it again, and register the model anew.",
+        )
+    return [float(found[label]) for label in labels]
+
+
+def _version(folder: Path) -> str:
+    """The number of the registered version that MLflow loaded from `folder`."""
+    meta = folder / META_FILE
+    return str(yaml.safe_load(meta.read_text())["model_version"]) if meta.is_file() else UNREGISTERED
 
 
 def _pictures(given: pd.DataFrame) -> list[Any]:

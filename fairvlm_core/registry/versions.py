@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,6 +74,26 @@ def find(name: str, version: str) -> Registered | None:
             mend="Give the number of a version that the registry shows, or an alias.",
         )
     return Registered(name, number, None if numbered else version, found.run_id, dict(found.tags))
+
+
+def registered_before(name: str, tags: Mapping[str, str]) -> Registered | None:
+    """The version of `name` that is the same model, judged by the same gate, and whose files are there.
+
+    Args:
+        tags: those of the model to register; `fingerprint` and `gate_sha256` say whether it is the same.
+    """
+    same = " and ".join(f"tags.{key} = '{tags[key]}'" for key in ("fingerprint", "gate_sha256"))
+    for item in mlflow.MlflowClient().search_model_versions(same, order_by=["version_number DESC"]):
+        found = Registered(name, str(item.version), None, item.run_id, dict(item.tags))
+        if item.name == name and _has_files(found):
+            return found
+    return None
+
+
+def _has_files(found: Registered) -> bool:
+    """Whether the artifact store still has the version's model."""
+    listed = mlflow.artifacts.list_artifacts(artifact_uri=found.uri)
+    return any(Path(item.path).name == "MLmodel" for item in listed)
 
 
 def fetch(found: Registered, folder: Path) -> Path:

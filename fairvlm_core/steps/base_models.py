@@ -10,7 +10,7 @@ from typing import Any
 from fairvlm_core.config import Port, check, option
 
 INPUTS = {"cohort": Port("Folder that stratify wrote; the text of its training split trains the tiny tokenizer.")}
-OUTPUTS = {"out": Port("Folder to write: bases.json, and the models where they are made here.")}
+OUTPUTS = {"out": Port("Folder to write: bases.json, weights.json, and the models where they are made here.")}
 PRESETS = ("tiny", "small", "published")
 
 
@@ -38,7 +38,7 @@ class Config:
 
 
 def run(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path]) -> dict[str, Any]:
-    """Write `bases.json` (family -> folder or hub name) and the models it names."""
+    """Write `bases.json` (family -> folder or hub name), `weights.json` (their hashes) and the models it names."""
     from fairvlm_core.cohort.table import read_cohort, rows_of, task_of
     from fairvlm_core.errors import ConfigError
     from fairvlm_core.files import write_json
@@ -54,13 +54,24 @@ def run(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path])
         }
         _check_published(references, config.image_size)
         write_json(out / "bases.json", references)
+        _record_weights(out, references)
         return {"preset": config.preset}
 
     table = read_cohort(inputs["cohort"])
     notes = sorted({note for note in rows_of(table, "train").column("note").to_pylist() if note})
     losses = _make(config, out, task_of(table), notes)
     write_json(out / "bases.json", {"vlm": "llava", "dual": "dual"})
+    _record_weights(out, {name: str(out / folder) for name, folder in (("vlm", "llava"), ("dual", "dual"))})
     return {"preset": config.preset, **losses}
+
+
+def _record_weights(out: Path, checkpoints: Mapping[str, str]) -> None:
+    """Write what the weights hash to, so that no later step has to read 15 GB for that; hub names are not fetched."""
+    from fairvlm_core.files import write_json
+    from fairvlm_core.registry.base import WEIGHTS_FILE, weights_of
+
+    local = {family: checkpoint for family, checkpoint in checkpoints.items() if Path(checkpoint).is_dir()}
+    write_json(out / WEIGHTS_FILE, {family: weights_of(checkpoint) for family, checkpoint in local.items()})
 
 
 def _check_published(references: Mapping[str, str], image_size: int) -> None:

@@ -1,13 +1,14 @@
 """Log the selected model to MLflow and register it as the next version, which the alias challenger then points to.
 
 What is registered holds what was trained and a reference to the base model, never the base weights. The server is
-that of MLFLOW_TRACKING_URI, else a database in the working directory.
+that of MLFLOW_TRACKING_URI, else a database in the working directory. A version is made last, when its files are there;
+a registration that was cut short is run again, and a version that it had made already only gets its alias.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from fairvlm_core.registry import is_alias
 MODELS = ("stage1", "stage2", "fair_moe")
 GATE_FILE = "gate.json"
 NOT_JUDGED = "not judged"
+ONE_RUN = "Pass folders of one run of the pipeline."
 REASONS = 4000  # characters of the tag that holds the gate's reasons; a tag takes 5,000
 INPUTS = {
     "comparison": Port("Folder that compare wrote."),
@@ -61,7 +63,7 @@ def run(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path])
     from fairvlm_core.cohort.table import COHORT_FILE, read_cohort, task_of
     from fairvlm_core.files import read_json, sha256, write_json
     from fairvlm_core.models import describe
-    from fairvlm_core.registry import lineage, tracking, versions
+    from fairvlm_core.registry import card, lineage, record, tracking, versions
     from fairvlm_core.registry.base import base_reference
 
     comparison = read_json(inputs["comparison"] / "comparison.json", made_by="compare")
@@ -70,6 +72,12 @@ def run(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path])
     described = describe(inputs[name])
     training = read_json(inputs[name] / "config.json", made_by=name)
     _refuse_others(described, name, comparison, task_of(read_cohort(inputs["cohort"])), inputs)
+    if gate["test_sha256"] != lineage.test_hash(inputs["cohort"]):
+        raise CheckpointError(
+            "The gate judged on other test images than the cohort has now.",
+            where=str(inputs["comparison"] / GATE_FILE),
+            mend=ONE_RUN,
+        )
     tags = {
         **lineage.surroundings(),
         **lineage.commit(Path.cwd()),
@@ -85,25 +93,46 @@ def run(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path])
     reference = base_reference(inputs["base"], described["family"])
     judged = comparison["models"][name]
     with tracking.tracking(config.tracking_uri) as uri, tempfile.TemporaryDirectory() as scratch:
-        tracking.ensure_registered_model(config.registered_name)
-        artifact = Path(scratch) / tracking.ARTIFACT
-        fixed = {"thresholds": judged["thresholds"], "calibration": judged.get("calibration")}
-        tracking.write_artifact(artifact, model=inputs[name], fixed=fixed, reference=reference)
-        tags["fingerprint"] = versions.fingerprint(artifact)
-        with mlflow.start_run(experiment_id=tracking.experiment_id(config.experiment)) as active:
-            mlflow.set_tags(tags)
-            mlflow.log_params(tracking.parameters(described, comparison, training))
-            mlflow.log_metrics(tracking.metrics(judged))
-            for file in _figures(inputs, name):
-                mlflow.log_artifact(str(file), "report")
-            logged = tracking.log_model(artifact, described["task"], described["image_size"])
-        run_id = active.info.run_id
-        version = tracking.register(
-            logged.model_uri, run_id, name=config.registered_name, alias=config.alias, tags=tags
-        )
+        with tracking.noting(tracking.NOTHING):
+            tracking.ensure_registered_model(config.registered_name)
+            artifact = Path(scratch) / tracking.ARTIFACT
+            fixed = {key: judged[key] for key in ("thresholds", "calibration", "rule", "target") if key in judged}
+            tracking.write_artifact(artifact, model=inputs[name], fixed=fixed, reference=reference)
+            tags["fingerprint"] = versions.fingerprint(artifact)
+            told = Path(scratch) / "told"
+            description = card.write_card(
+                told / "card", inputs=inputs, name=name, gate=gate, tags=tags, registered_name=config.registered_name
+            )
+            record.write_lineage(told / record.FOLDER, inputs=inputs, config=asdict(config), tags=tags, root=Path.cwd())
+            before = versions.registered_before(config.registered_name, tags)
+        if before:
+            number, run_id, tags = before.number, before.run_id, before.tags
+            print(f"Version {number} of {config.registered_name} is this model already; it gets the alias.", flush=True)
+            tracking.finish(run_id)
+            tracking.set_alias(config.registered_name, config.alias, number)
+        else:
+            with tracking.logging_run(config.experiment) as run_id:
+                with tracking.noting(f"The run {run_id} was logged in part; no version was made. Run register again."):
+                    mlflow.set_tags(tags)
+                    mlflow.log_params(tracking.parameters(described, comparison, training))
+                    mlflow.log_metrics(tracking.metrics(judged))
+                    for file in _figures(inputs, name):
+                        mlflow.log_artifact(str(file), "report")
+                    mlflow.log_artifacts(str(told))
+                    logged = tracking.log_model(artifact, described["task"], described["image_size"])
+                number = str(
+                    tracking.register(
+                        logged.model_uri,
+                        run_id,
+                        name=config.registered_name,
+                        alias=config.alias,
+                        tags=tags,
+                        description=description,
+                    )
+                )
     registration = {
         "name": config.registered_name,
-        "version": version,
+        "version": int(number),
         "alias": config.alias,
         "run_id": run_id,
         "tracking_uri": uri,
@@ -150,7 +179,7 @@ def _refuse_others(
             raise CheckpointError(
                 f"The model has other labels than the {what}.",
                 where=where,
-                mend="Pass folders of one run of the pipeline.",
+                mend=ONE_RUN,
             )
 
 

@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 
 from fairvlm_core.errors import CheckpointError
 from fairvlm_core.files import write_json
-from fairvlm_core.registry.base import base_reference, find_base
+from fairvlm_core.registry.base import base_reference, find_base, is_there, require_there
 
 
 def write_base(folder, value=0.0, name="llava"):
@@ -33,6 +33,7 @@ def test_local_base_is_found_where_it_was(tmp_path, monkeypatch):
         "family": "vlm",
         "checkpoint": str(base / "llava"),
         "sha256": {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files},
+        "size": {file.name: len(file.read_bytes()) for file in files},
     }
     monkeypatch.chdir("/")
     assert find_base(reference) == str(base / "llava")
@@ -73,6 +74,48 @@ def test_a_given_base_comes_first_where_its_weights_are_the_same(tmp_path, monke
         find_base(reference, other)
 
 
+def test_recorded_hashes_are_taken_where_files_of_that_size_are_there(tmp_path):
+    base = write_base(tmp_path / "base")
+    hashed = base_reference(base, "vlm")
+    names = [f"model-0000{part}-of-00002.safetensors" for part in (1, 2)]
+    recorded = {name: {"sha256": str(i) * 64, "size": hashed["size"][name]} for i, name in enumerate(names)}
+    write_json(base / "weights.json", {"vlm": recorded})
+    told = base_reference(base, "vlm")
+    assert told == {**hashed, "sha256": {name: recorded[name]["sha256"] for name in names}}
+    with pytest.raises(CheckpointError, match="not the one"):  # loading a model never takes them at their word
+        find_base(told)
+    for changed in (
+        {**recorded, names[0]: {**recorded[names[0]], "size": 1}},
+        {names[0]: recorded[names[0]]},
+        {},
+    ):
+        write_json(base / "weights.json", {"vlm": changed})
+        assert base_reference(base, "vlm") == hashed
+
+
+def test_the_quick_check_looks_at_names_and_sizes_alone(tmp_path, monkeypatch):
+    monkeypatch.delenv("FAIRVLM_BASE", raising=False)
+    base = write_base(tmp_path / "base")
+    reference = base_reference(base, "vlm")
+    other = write_base(tmp_path / "other", value=1.0)  # as large
+    assert require_there(reference) == str(base / "llava")
+    monkeypatch.setenv("FAIRVLM_BASE", str(other))
+    assert is_there(reference)
+    shard = other / "llava" / "model-00002-of-00002.safetensors"
+    shard.write_bytes(shard.read_bytes() + b"x")
+    with pytest.raises(CheckpointError, match=r"00002\.safetensors: other weights"):
+        require_there(reference)
+    assert is_there({key: reference[key] for key in ("family", "checkpoint", "sha256")})  # of an earlier release
+    shard.unlink()
+    with pytest.raises(CheckpointError, match=r"00002\.safetensors: missing"):
+        require_there(reference)
+    monkeypatch.delenv("FAIRVLM_BASE")
+    shutil.rmtree(base)
+    with pytest.raises(CheckpointError, match="is missing"):
+        require_there(reference)
+    assert not is_there(reference)
+
+
 def test_base_without_safetensors_is_refused(tmp_path):
     base = write_base(tmp_path / "base")
     for file in (base / "llava").iterdir():
@@ -106,6 +149,8 @@ def test_hub_name_is_kept_and_its_cached_weights_are_hashed(tmp_path, monkeypatc
         file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(snapshot.glob("*.safetensors"))
     }
     assert find_base(reference) == "team/llava"
+    assert is_there(reference)
     shutil.rmtree(repository)
+    assert not is_there(reference)
     with pytest.raises(CheckpointError, match="cannot be fetched"):
         find_base(reference)

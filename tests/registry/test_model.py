@@ -19,6 +19,7 @@ from mlflow.pyfunc import scoring_server
 from PIL import Image
 
 from fairvlm_core.cohort.images import build_store, open_image
+from fairvlm_core.errors import CheckpointError
 from fairvlm_core.models import describe
 from fairvlm_core.models import load as load_model
 from fairvlm_core.registry import tracking
@@ -173,7 +174,7 @@ def test_scoring_server_takes_base64_and_refuses_paths_and_demographics(model, f
         artifacts={"fairvlm": str(model.artifact)},
         signature=tracking.signature(described["task"]),
         input_example=tracking.example(bases.SIZE),
-        pip_requirements=tracking.requirements(),
+        pip_requirements=tracking.requirements("vlm"),
     )
     served = mlflow.pyfunc.load_model(str(folder))
 
@@ -196,6 +197,38 @@ def test_scoring_server_takes_base64_and_refuses_paths_and_demographics(model, f
     for slashes in range(4):
         with pytest.raises(mlflow.MlflowException, match=r"cannot be read|Failed to convert column image"):
             ask("/" * slashes + str(files[0]))
+
+
+@pytest.mark.parametrize("model", ["multilabel"], indirect=True)
+def test_a_model_without_all_thresholds_or_its_base_is_refused(model, tmp_path, monkeypatch):
+    monkeypatch.delenv("FAIRVLM_BASE", raising=False)
+    artifact = tmp_path / "artifact"
+    shutil.copytree(model.artifact, artifact)
+    for thresholds, missing in (
+        ({"edema": 0.4}, "fracture"),
+        ({"edema": None, "fracture": 0.4}, "edema"),
+        ({}, "edema, fracture"),
+    ):
+        (artifact / "thresholds.json").write_text(json.dumps({"thresholds": thresholds}))
+        with pytest.raises(CheckpointError, match="no threshold for every label") as error:
+            opened(artifact)
+        assert error.value.where == f"{artifact / 'thresholds.json'}: {missing}"
+    shutil.copyfile(model.artifact / "thresholds.json", artifact / "thresholds.json")
+    reference = json.loads((artifact / "base.json").read_text())
+    (artifact / "base.json").write_text(json.dumps(reference | {"checkpoint": str(tmp_path / "gone")}))
+    with pytest.raises(CheckpointError, match="base model of this registered model is missing"):
+        opened(artifact)
+
+
+@pytest.mark.parametrize("model", ["multilabel"], indirect=True)
+def test_version_is_that_of_the_registry(model, files, tmp_path):
+    """Read from the file that MLflow writes beside a registered model which it has loaded."""
+    given = pd.DataFrame({"image": [str(file) for file in files]})
+    assert set(model.loaded.predict(None, given)["version"]) == {"unregistered"}
+    artifact = tmp_path / "whole" / "artifacts" / "fairvlm"
+    shutil.copytree(model.artifact, artifact)
+    (tmp_path / "whole" / "registered_model_meta").write_text("model_name: fairvlm\nmodel_version: 12\n")
+    assert set(opened(artifact).predict(None, given)["version"]) == {"12"}
 
 
 def test_example_is_generated_and_readable():

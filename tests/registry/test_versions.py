@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 
 import mlflow
@@ -102,3 +104,32 @@ def test_aliases_are_those_that_mlflow_takes(server):
         if taken and text != "champion":
             MlflowClient().delete_registered_model_alias("fairvlm", text)
     MlflowClient().set_registered_model_alias("fairvlm", "champion", "2")
+
+
+def written(folder, *, weights=b"w", checkpoint="/models/llava", sha256="0" * 64):
+    (folder / "model" / "adapter").mkdir(parents=True)
+    (folder / "model" / "adapter" / "adapter_model.safetensors").write_bytes(weights)
+    (folder / "thresholds.json").write_text("{}")
+    reference = {"family": "vlm", "checkpoint": checkpoint, "sha256": {"model.safetensors": sha256}, "size": {}}
+    (folder / "base.json").write_text(json.dumps(reference))
+    return folder
+
+
+def test_fingerprint_is_that_of_names_and_contents(tmp_path):
+    def plain(content):
+        return hashlib.sha256(content).hexdigest()
+
+    base = json.dumps({"family": "vlm", "sha256": {"model.safetensors": "0" * 64}}, sort_keys=True)
+    listed = {
+        "base.json": plain(base.encode()),
+        "model/adapter/adapter_model.safetensors": plain(b"w"),
+        "thresholds.json": plain(b"{}"),
+    }
+    first = versions.fingerprint(written(tmp_path / "first"))
+    assert first == plain(json.dumps(listed, sort_keys=True).encode())
+    # Where the base model lay says nothing about the model; which weights it has, does.
+    assert versions.fingerprint(written(tmp_path / "moved", checkpoint="/other/llava")) == first
+    assert versions.fingerprint(written(tmp_path / "base", sha256="1" * 64)) != first
+    assert versions.fingerprint(written(tmp_path / "weights", weights=b"v")) != first
+    (tmp_path / "moved" / "thresholds.json").rename(tmp_path / "moved" / "other.json")
+    assert versions.fingerprint(tmp_path / "moved") != first

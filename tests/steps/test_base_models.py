@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 import pytest
 from bases import SIZE, TASKS, write_cohort_with_images
@@ -90,7 +92,14 @@ def test_published_checkpoints_are_named_not_copied(cohort, tmp_path):
     execute(
         "base_models", base_models.Config(preset="published", **names), {"cohort": cohort}, {"out": tmp_path / "out"}
     )
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"bases.json", "config.json", "metrics.json"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        *("bases.json", "weights.json", "config.json", "metrics.json"),
+    }
+    file = base / "llava" / "model.safetensors"
+    recorded = {"sha256": hashlib.sha256(file.read_bytes()).hexdigest(), "size": file.stat().st_size}
+    told = read_json(tmp_path / "out" / "weights.json", made_by="base_models")
+    assert told == {"vlm": {file.name: recorded}}  # nothing is fetched from the hub for it
+    assert told["vlm"] == read_json(base / "weights.json", made_by="base_models")["vlm"]
     assert base_path(tmp_path / "out", "vlm") == str(base / "llava")
     assert base_path(tmp_path / "out", "dual") == "openai/clip-vit-base-patch16"
 

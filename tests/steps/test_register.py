@@ -26,7 +26,8 @@ from fairvlm_core.evaluation.predictions import read_predictions
 from fairvlm_core.steps import execute
 from fairvlm_core.steps.register import INPUTS, Config
 
-REPORT = {"comparison.json", "report.html", "report.md", "tradeoff.png"}
+CHAMPION = {"name": "fairvlm", "version": "2", "run_id": None, "fingerprint": "f" * 64}
+REPORT = {"comparison.json", "gate.json", "report.html", "report.md", "tradeoff.png"}
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +104,8 @@ def test_registered_version_scores_and_decides_as_the_pipeline_did(folders, work
     )
     pixels = ImageStore.open(folders["cohort"]).read([keys[name] for name in judged["sample_id"]])
     seen = loaded.predict(pd.DataFrame({"image": [png(picture) for picture in pixels]}))
-    assert list(seen) == ["score_glaucoma", "label_glaucoma"]
+    assert list(seen) == ["score_glaucoma", "label_glaucoma", "version"]
+    assert set(seen["version"]) == {"1"}
     assert seen["score_glaucoma"].to_numpy() == pytest.approx(judged["y_score"].to_numpy(), abs=1e-5)
     assert seen["label_glaucoma"].tolist() == judged["y_pred"].tolist()
     assert 0 < seen["label_glaucoma"].mean() < 1
@@ -167,41 +169,108 @@ def test_versions_alias_and_tags(folders, registered):
     assert version.run_id == found["stage2"]["run_id"]
     assert version.tags == found["stage2"]["tags"]
     cohort = hashlib.sha256((folders["cohort"] / "cohort.parquet").read_bytes()).hexdigest()
-    assert version.tags == {
+    gate = json.loads((folders["comparison"] / "gate.json").read_text())
+    fixed = {
         "cohort_sha256": cohort,
         "criterion": "es_auc",
         "dvc_data_hash": f"sha256:{cohort}",
         "fairvlm_version": __version__,
         "model": "stage2",
+        "seed": "0",
+        "gate_sha256": hashlib.sha256((folders["comparison"] / "gate.json").read_bytes()).hexdigest(),
+        "gate_verdict": gate["verdict"],
+        "gate_reasons": " ".join(gate["reasons"]),
+        "gate_champion": "none",
+        "gate_champion_fingerprint": "none",
+        "test_sha256": gate["test_sha256"],
     }
+    assert {**fixed, "fingerprint": version.tags["fingerprint"]} == version.tags
+    # The gate judged the selected model, stage2; what is registered by its name was not judged.
+    assert found["fair_moe"]["tags"]["gate_verdict"] == "not judged"
+    assert "stage2" in found["fair_moe"]["tags"]["gate_reasons"]
+    assert found["fair_moe"]["tags"]["fingerprint"] != version.tags["fingerprint"]
 
 
 def test_signature_example_and_requirements(registered):
     for folder in [path.parent for path in (registered[0] / "mlartifacts").rglob("MLmodel")]:
         model = mlflow.models.Model.load(folder)
         assert model.signature.inputs.required_input_names() == ["image"]
-        assert model.signature.outputs.input_names() == ["score_glaucoma", "label_glaucoma"]
+        assert model.signature.outputs.input_names() == ["score_glaucoma", "label_glaucoma", "version"]
         (picture,) = model.load_input_example(folder)["image"]
         assert Image.open(io.BytesIO(picture)).size == (bases.SIZE, bases.SIZE)
         requirements = (folder / "requirements.txt").read_text().split()
         named = {line.split("==")[0] for line in requirements}
-        assert named >= {"fairvlm", "mlflow", "torch", "transformers", "peft"}
+        assert named >= {"mlflow", "torch", "transformers", "pyarrow"}
+        assert "fairvlm" not in named  # it is in no index; its code is there
+        assert (folder / "code" / "fairvlm_core" / "registry" / "model.py").is_file()
+        assert not list(folder.rglob("__pycache__"))
         assert not any("+" in line for line in requirements)
 
 
-@pytest.mark.parametrize("broken", ["log_metrics", "create_model_version", "set_registered_model_alias"])
-def test_a_failure_leaves_the_alias_on_the_whole_version(folders, registered, monkeypatch, broken):
-    root, found = registered
+@pytest.mark.parametrize(
+    ("broken", "told", "made"),
+    [
+        ("set_tags", "logged in part; no version was made", 0),
+        ("create_model_version", "was logged; no version of fairvlm was made", 0),
+        ("set_registered_model_alias", "Version 3 of fairvlm is there; its alias challenger was not set", 1),
+    ],
+)
+def test_a_failure_leaves_the_alias_on_the_whole_version(
+    folders, registered, tmp_path, monkeypatch, broken, told, made
+):
+    """And says what was done; run again, the step does the rest and nothing twice."""
+    root = tmp_path / "registered"
+    shutil.copytree(registered[0], root)
+    found = registered[1]
 
     def fail(*_, **__):
-        raise mlflow.exceptions.MlflowException("the disk is full")
+        raise mlflow.exceptions.MlflowException("the server is on fire")
 
-    monkeypatch.setattr(mlflow if hasattr(mlflow, broken) else MlflowClient, broken, fail)
-    with working_in(root), pytest.raises(FairVLMError, match="the disk is full"):
-        register(folders, root / "stage2", model="stage1")
-    version = MlflowClient(f"sqlite:///{root}/mlflow.db").get_model_version_by_alias("fairvlm", "challenger")
-    assert (int(version.version), version.tags["model"]) == (2, "stage2")
-    assert json.loads((root / "stage2" / "registration.json").read_text()) == found["stage2"]
+    client = MlflowClient(f"sqlite:///{root}/mlflow.db")
+    with working_in(root) as patch:
+        patch.setattr(mlflow if hasattr(mlflow, broken) else MlflowClient, broken, fail)
+        with pytest.raises(FairVLMError, match="the server is on fire") as error:
+            register(folders, root / "stage2", model="stage1")
+        assert told in error.value.what
+        version = client.get_model_version_by_alias("fairvlm", "challenger")
+        assert (int(version.version), version.tags["model"]) == (2, "stage2")
+        assert len(client.search_model_versions()) == 2 + made
+        assert json.loads((root / "stage2" / "registration.json").read_text()) == found["stage2"]
+        runs = client.search_runs([client.get_experiment_by_name("fairvlm").experiment_id])
+        assert runs[0].info.status == "FAILED"
+    with working_in(root):
+        again = register(folders, root / "stage1", model="stage1")
+    assert len(client.search_model_versions()) == again["version"] == 3
+    assert int(client.get_model_version_by_alias("fairvlm", "challenger").version) == 3
+    assert client.get_run(again["run_id"]).info.status == "FINISHED"
+    assert (again["run_id"] == runs[0].info.run_id) == bool(made)
+
+
+def test_the_same_model_is_registered_once(folders, workplace, capsys):
+    first = register(folders, workplace / "first", model="fair_moe")
+    base = workplace / "base"
+    shutil.copytree(folders["base"], base)  # the same weights elsewhere are the same model
+    again = register({**folders, "base": base}, workplace / "again", model="fair_moe", alias="next")
+    assert "Version 1 of fairvlm is this model already" in capsys.readouterr().out
+    assert {**again, "alias": "challenger"} == first
+    client = MlflowClient("sqlite:///mlflow.db")
+    assert set(client.get_registered_model("fairvlm").aliases) == {"challenger", "next"}
+    # Judged by another gate, it is another version.
+    judged = workplace / "comparison"
+    shutil.copytree(folders["comparison"], judged)
+    gate = json.loads((judged / "gate.json").read_text())
+    gate |= {"model": "fair_moe", "verdict": "fail", "reasons": ["Too unfair." + "x" * 5000], "champion": CHAMPION}
+    (judged / "gate.json").write_text(json.dumps(gate))
+    other = register({**folders, "comparison": judged}, workplace / "other", model="fair_moe")
+    assert other["version"] == 2
+    assert other["tags"]["fingerprint"] == again["tags"]["fingerprint"]
+    assert other["tags"]["gate_verdict"] == "fail"
+    assert len(other["tags"]["gate_reasons"]) == 4000
+    assert other["tags"]["gate_champion"] == "2"
+    assert other["tags"]["gate_champion_fingerprint"] == "f" * 64
+    # Nor is one whose files are gone the same.
+    shutil.rmtree(workplace / "mlartifacts")
+    assert register(folders, workplace / "again", model="fair_moe")["version"] == 3
 
 
 def test_orchestrators_run_and_server_are_used(folders, workplace, monkeypatch):
@@ -238,6 +307,20 @@ def test_folders_that_do_not_belong_together_are_refused(folders, workplace, tmp
     multiclass = pipeline_outputs.write_models(tmp_path_factory.mktemp("other"), "multiclass")
     with pytest.raises(CheckpointError, match="other labels than the comparison"):
         register({**folders, "stage2": multiclass["stage2"]}, workplace / "out", model="stage2")
+    assert not (workplace / "mlartifacts").exists()
+
+
+def test_a_comparison_without_gate_or_of_other_test_images_is_refused(folders, workplace):
+    judged = workplace / "comparison"
+    shutil.copytree(folders["comparison"], judged)
+    gate = json.loads((judged / "gate.json").read_text())
+    (judged / "gate.json").write_text(json.dumps(gate | {"test_sha256": "0" * 64}))
+    with pytest.raises(CheckpointError, match="other test images"):
+        register({**folders, "comparison": judged}, workplace / "out")
+    (judged / "gate.json").unlink()
+    with pytest.raises(FairVLMError, match=r"gate\.json is missing") as error:
+        register({**folders, "comparison": judged}, workplace / "out")
+    assert "fairvlm compare" in error.value.mend
     assert not (workplace / "mlartifacts").exists()
 
 
