@@ -220,10 +220,13 @@ def graph(default: Mapping[str, Mapping[str, Any]], *, cluster: str = CLUSTER, m
             compared = place(compare(params=section["compare"], strata=cohort, **evaluations), "compare", on=on)
             registered = register(
                 params=section["register"],
+                sections=section["sections"],
                 comparison=compared.outputs["out"],
                 base=base,
                 cohort=cohort,
                 **models,
+                dataset_repo=fetch_dataset_repo,
+                dataset_path=fetch_dataset_path,
                 dataset_commit=section["commit"],
                 dataset_hash=section["data_hash"],
                 image=IMAGE,

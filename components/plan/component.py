@@ -28,6 +28,7 @@ def plan(
     [
         ("commit", str),
         ("data_hash", str),
+        ("sections", dict),
         ("ingest", dict),
         ("validate", dict),
         ("stratify", dict),
@@ -62,4 +63,4 @@ def plan(
         release = resolve(repo, revision, path)
         commit, data_hash = release.commit, release.data_hash
         print(f"The dataset {path} is that of commit {commit}; its hash is {data_hash}.")
-    return (commit, data_hash, *found.values())
+    return (commit, data_hash, found, *found.values())

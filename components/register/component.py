@@ -8,6 +8,9 @@ from components.image import IMAGE
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def register(
     params: dict,
+    sections: dict,
+    dataset_repo: str,
+    dataset_path: str,
     dataset_commit: str,
     dataset_hash: str,
     image: str,
@@ -22,12 +25,21 @@ def register(
     metrics: dsl.Output[dsl.Metrics],
 ):
     """Register the selected model in MLflow with the alias challenger."""
+    import json
     import os
 
-    from fairvlm_core.kubeflow.call import require_server, run_step
+    from fairvlm_core.kubeflow.call import require_server, run_step, whole
 
     require_server()
-    told = {"dataset_commit": dataset_commit, "dataset_hash": dataset_hash, "image": image, "kfp_run_id": kfp_run_id}
+    told = {
+        "params": json.dumps(whole(sections)) if sections else "",
+        "dataset_repo": dataset_repo,
+        "dataset_path": dataset_path,
+        "dataset_commit": dataset_commit,
+        "dataset_hash": dataset_hash,
+        "image": image,
+        "kfp_run_id": kfp_run_id,
+    }
     os.environ.update({f"FAIRVLM_{name.upper()}": value for name, value in told.items() if value})
     inputs = {
         "comparison": comparison.path,

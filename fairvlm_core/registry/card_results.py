@@ -7,10 +7,22 @@ from typing import Any
 
 from fairvlm_core.cohort.document import Table
 from fairvlm_core.evaluation.report.against import signed
-from fairvlm_core.evaluation.report.words import attribute_name, capitalised, count, number, parity, span
+from fairvlm_core.evaluation.report.words import attribute_name, capitalised, count, number, parity
 from fairvlm_core.registry.failings import ends, with_ends
 
 Facts = Mapping[str, Any]  # of `card`
+VERDICTS = ("pass", "fail", "insufficient evidence")
+# The gate's rules as the reader sees them.
+RULES = {
+    "auc_margin": "AUC minus the champion's, at least",
+    "accuracy_margin": "Accuracy minus the champion's, at least",
+    "worst_group_margin": "AUC of the worst group minus the champion's, at least",
+    "fairer": "Fairer than the champion, by more than",
+    "max_dpd": "Gap in selection rates, at most",
+    "max_eod": "EOD, at most",
+    "min_es_auc": "ES-AUC, at least",
+    "min_group": "Images of each group, at least",
+}
 
 
 def verdict(facts: Facts) -> str:
@@ -80,7 +92,7 @@ def results(facts: Facts) -> list[str | Table]:
     return told
 
 
-def gaps(facts: Facts) -> list[Table]:
+def gaps(facts: Facts) -> list[str | Table]:
     """A row per attribute; none where no attribute is known."""
     test = facts["test"]
     rows = [
@@ -92,11 +104,16 @@ def gaps(facts: Facts) -> list[Table]:
         for attribute, found in test["attributes"].items()
     ]
     short, long = parity(facts["kind"])
-    caption = (
-        "Fairness by attribute. ES-AUC: AUC, lowered by how far the groups lie apart. "
-        f"{short}: {long[0].lower()}{long[1:]}. EOD: the larger gap in the rates of found and of false alarms."
+    told = (
+        "ES-AUC is AUC, lowered by how far the groups lie apart. "
+        f"{short}: {long[0].lower()}{long[1:]}. EOD: the larger gap in the rates of found and of false alarms. ECE: "
+        "how far scores are from the share of those who have the label."
     )
-    return [Table(caption, ["Attribute", "ES-AUC", short, "EOD", "Worst group AUC"], rows)] if rows else []
+    return (
+        [told, Table("Fairness by attribute.", ["Attribute", "ES-AUC", short, "EOD", "Worst group AUC"], rows)]
+        if rows
+        else []
+    )
 
 
 def thresholds(facts: Facts) -> list[str | Table]:
@@ -137,14 +154,15 @@ def gate(facts: Facts) -> list[str | Table]:
     against = (
         f"version {known['version']} of {known['name']}" if known else "no champion, so by the absolute rules alone"
     )
-    told: list[str | Table] = [f"Verdict: {judged['verdict']}, against {against}. {' '.join(judged['reasons'])}"]
+    told: list[str | Table] = [f"Verdict: {judged['verdict']}, against {against}.", *judged["reasons"]]
+    rules = list(dict.fromkeys(found["rule"] for found in judged["findings"]))
     rows = []
-    for found in judged["findings"]:
-        of = f", {attribute_name(found['attribute'])}" if found["attribute"] else ""
-        shown = count if found["measure"] == "n" else number
-        between = None if found["low"] is None or found["high"] is None else span([found["low"], found["high"]])
-        numbers = [shown(found["value"]), between or "–", shown(found["bound"])]
-        rows.append([f"{capitalised(found['rule'].replace('_', ' '))}{of}", *numbers, found["verdict"]])
+    for rule in rules:
+        of_it = [found for found in judged["findings"] if found["rule"] == rule]
+        shown = count if of_it[0]["measure"] == "n" else number
+        counts = [str(sum(found["verdict"] == verdict for found in of_it)) for verdict in VERDICTS]
+        rows.append([RULES.get(rule, rule.replace("_", " ")), shown(of_it[0]["bound"]), *counts])
     if rows:
-        told.append(Table("Each rule.", ["Rule", "Value", "Interval", "Bound", "Verdict"], rows))
+        caption = "How often each rule held, once per attribute; gate.json has every number."
+        told.append(Table(caption, ["Rule", "Bound", *map(capitalised, VERDICTS)], rows))
     return told

@@ -29,7 +29,10 @@ OTHERS = ("plan", "pool", "fetch_dataset", "report_status")
 # What a component is told besides its section of parameters.
 TOLD = {
     **{name: {"workspace"} for name in ("stage1", "stage2", "fair_moe")},
-    "register": {"dataset_commit", "dataset_hash", "image", "kfp_run_id"},
+    "register": {
+        *("sections", "dataset_repo", "dataset_path"),
+        *("dataset_commit", "dataset_hash", "image", "kfp_run_id"),
+    },
 }
 
 
@@ -94,6 +97,6 @@ def test_readmes_name_every_input_and_output_and_what_is_asked_for(tmp_path):
 def test_the_plan_hands_out_a_section_for_every_step_in_their_order(tmp_path):
     _, spec = compiled_component("plan", tmp_path)
     (declared,) = spec["components"].values()
-    assert set(declared["outputDefinitions"]["parameters"]) == {"commit", "data_hash", *STEPS}
+    assert set(declared["outputDefinitions"]["parameters"]) == {"commit", "data_hash", "sections", *STEPS}
     component = importlib.import_module("components.plan.component").plan.python_func
-    assert tuple(component.__annotations__["return"]._fields) == ("commit", "data_hash", *STEPS)
+    assert tuple(component.__annotations__["return"]._fields) == ("commit", "data_hash", "sections", *STEPS)
