@@ -17,6 +17,7 @@ COMMANDS = {
     "export": "export",
     "submit": "submit",
     "monitor": "monitor",
+    "serve": "serve",
     "promote": "promotion",
     "rollback": "promotion",
     "audit": "promotion",

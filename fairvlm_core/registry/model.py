@@ -11,6 +11,7 @@ import base64
 import binascii
 import importlib
 import io
+import os
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -42,6 +43,8 @@ BATCH = 256
 # MLflow writes this file beside a registered model that it loads: which version it is.
 META_FILE = "registered_model_meta"
 UNREGISTERED = "unregistered"
+# MLflow sets it to true where it serves a model.
+SERVING_VARIABLE = "_MLFLOW_IS_IN_SERVING_ENVIRONMENT"
 PICTURE_STARTS = (b"\x89PNG", b"\xff\xd8\xff")
 
 
@@ -70,7 +73,7 @@ class RegisteredModel(PythonModel):
         """Score and decide.
 
         Args:
-            model_input: one column, `image`: paths, bytes, or base64 texts of PNG or JPEG files.
+            model_input: one column, `image`: paths (not on a server), bytes, or base64 texts of PNG or JPEG files.
 
         Returns:
             Per label `score_<label>` (a probability, calibrated if the thresholds are) and `label_<label>` (0 or 1,
@@ -162,6 +165,11 @@ def _pixels(picture: Any, size: int, row: int) -> np.ndarray:
 def _opened(picture: Any, where: str) -> Image.Image:
     if isinstance(picture, str):
         content = _from_base64(picture)
+        # The signature takes bytes, but a text in a Parquet body gets past it: a client could name files of the server.
+        if content is None and os.environ.get(SERVING_VARIABLE) == "true":
+            raise FairVLMError(
+                "This text is not a picture.", where=where, mend="Send the base64 text of a PNG or JPEG."
+            )
         return open_image(Path(picture) if content is None else io.BytesIO(content), where=where)
     if isinstance(picture, (bytes, bytearray)):
         return open_image(io.BytesIO(picture), where=where)

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pipeline_outputs
 import pytest
+from mlflow.environment_variables import _MLFLOW_IS_IN_SERVING_ENVIRONMENT
 from mlflow.pyfunc import scoring_server
 from PIL import Image
 
@@ -165,7 +166,7 @@ def test_mistakes_name_row_and_column_but_no_content(model, files, tmp_path):
 
 
 @pytest.mark.parametrize("model", ["multiclass"], indirect=True)
-def test_scoring_server_takes_base64_and_refuses_paths_and_demographics(model, files, tmp_path):
+def test_scoring_server_takes_base64_and_refuses_paths_and_demographics(model, files, tmp_path, monkeypatch):
     described = describe(model.artifact / "model")
     folder = tmp_path / "saved"
     mlflow.pyfunc.save_model(
@@ -197,6 +198,18 @@ def test_scoring_server_takes_base64_and_refuses_paths_and_demographics(model, f
     for slashes in range(4):
         with pytest.raises(mlflow.MlflowException, match=r"cannot be read|Failed to convert column image"):
             ask("/" * slashes + str(files[0]))
+    # A Parquet body gets past the signature with a text. Paths are for programs that load the model themselves.
+    body = io.BytesIO()
+    pd.DataFrame({"image": [str(files[0])]}).to_parquet(body)
+    asked = (body.getvalue(), "application/vnd.apache.parquet", served, served.metadata.get_input_schema())
+    assert scoring_server.invocations(*asked).status == 200
+    monkeypatch.setenv(_MLFLOW_IS_IN_SERVING_ENVIRONMENT.name, "true")
+    with pytest.raises(mlflow.MlflowException, match="text is not a picture"):
+        scoring_server.invocations(*asked)
+    body = io.BytesIO()
+    pd.DataFrame({"image": [files[0].read_bytes()]}).to_parquet(body)
+    assert scoring_server.invocations(body.getvalue(), *asked[1:]).status == 200
+    assert ask(picture).status == 200
 
 
 @pytest.mark.parametrize("model", ["multilabel"], indirect=True)
