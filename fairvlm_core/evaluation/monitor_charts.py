@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ from fairvlm_core.evaluation.report.svg import drawing, element, marker, text_wi
 WIDTH, PANEL, HEIGHT = 816.0, 256.0, 96.0
 ENOUGH = 5  # times min_cell: smaller groups have no curve, in which one person would be a bump
 BINS, SMOOTH = 200, 0.03
-FURTHEST = 4.0  # limits away; what is further is drawn there
+FURTHEST = 6  # limits away; what is further is drawn there
 
 
 @dataclass(frozen=True)
@@ -84,16 +85,20 @@ def nearness(findings: Sequence[Mapping[str, Any]]) -> str:
     names = [f"{MEASURES[f['measure']]} · {subject(f)}" for f in findings]
     lines = [_line(f) for f in findings]
     left = min(
-        24 + max(max(text_width(name, 13) for name in names), max(text_width(line, 11.5) for line in lines)), 400
+        34 + max(max(text_width(name, 13) for name in names), max(text_width(line, 11.5) for line in lines)), 400
     )
     right, height = WIDTH - 16, 40.0
     bottom = 8 + height * len(findings)
 
+    ends = [f[end] / f["limit"] for f in findings if f["low"] is not None for end in ("low", "high")]
+    first = max(math.floor(min([*ends, -1.0])), -FURTHEST)
+    last = min(math.ceil(max([*ends, 1.0])), FURTHEST)
+
     def x(value: float) -> float:
-        return left + (min(max(value, -FURTHEST), FURTHEST) + FURTHEST) / (2 * FURTHEST) * (right - left)
+        return left + (min(max(value, first), last) - first) / (last - first) * (right - left)
 
     parts = [element("rect", x=x(-1), y=4.0, width=x(1) - x(-1), height=bottom - 4, class_="within")]
-    for tick in range(-int(FURTHEST), int(FURTHEST) + 1):
+    for tick in range(first, last + 1):
         mark = f"{tick:d}".replace("-", "−")
         parts.append(element("line", x1=x(tick), x2=x(tick), y1=4.0, y2=bottom, class_="axis" if tick == 0 else "grid"))
         parts.append(element("text", text=mark, x=x(tick), y=bottom + 18, class_="tick", text_anchor="middle"))
@@ -132,7 +137,7 @@ def sign(verdict: str, x: float, y: float) -> str:
 def people(rows: Sequence[Mapping[str, Any]]) -> str:
     """The share of each group then and now, as bars."""
     names = [str(row["group"]) if row["group"] is not None else "unknown" for row in rows]
-    left = 24 + max(text_width(name, 13) for name in names)
+    left = 34 + max(text_width(name, 13) for name in names)
     right, height = WIDTH - 70, 40.0
     shares = [row[key] for row in rows for key in ("share_then", "share_now") if row[key] is not None]
     most = max(shares, default=0) or 1.0
