@@ -1,4 +1,4 @@
-"""Intervals for every number of a judgement, by resampling patients, and for the difference of two models.
+"""Intervals for every number of a judgement, by resampling patients; `paired` has those for differences of two models.
 
 Patients are drawn, not images: two images of one patient are not two opinions (cluster bootstrap). Which groups take
 part is settled by the data, not by a resample. A resample in which such a group has no positives or no negatives has
@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from fairvlm_core.errors import PredictionsError
 from fairvlm_core.evaluation.interval import LEVEL, Path, extreme_interval, interval
 from fairvlm_core.evaluation.judgement import GAPS, with_intersection
 from fairvlm_core.evaluation.metrics import groups_in
@@ -26,7 +25,6 @@ from fairvlm_core.evaluation.resampling import (
     label_sums,
     leave_out_weights,
     patient_codes,
-    whole_weights,
     with_whole,
 )
 
@@ -63,7 +61,8 @@ def intervals(
     patient = patient_codes(scores.patient_ids)
     people = int(patient.max(initial=-1)) + 1
     weights = with_whole(bootstrap_weights(patient, resamples, seed), resamples)
-    drawn, errors = _replicates(scores, weights, resamples + 1, min_cell)
+    told = measured(scores, weights, resamples + 1, min_cell=min_cell)
+    drawn, errors = told.values, told.errors
     left: Values = {}
     if method == "bca":
         folds = min(people, FOLDS)
@@ -88,70 +87,34 @@ def intervals(
     return found
 
 
-@dataclass(frozen=True)
-class Difference:
-    """How much larger a number is for one model than for another on the same patients.
-
-    Attributes:
-        estimate: first minus second.
-        low, high: its interval; NaN where there is none.
-        p_value: two-sided, of no difference: twice the smaller share of resamples on one side of 0, at least 1 in R+1.
-    """
-
-    estimate: float
-    low: float
-    high: float
-    p_value: float
-
-
-def differences(
-    first: Scores,
-    second: Scores,
-    *,
-    resamples: int = RESAMPLES,
-    level: float = LEVEL,
-    min_cell: int = 10,
-    seed: int = 0,
-) -> dict[Path, Difference]:
-    """Every number of the first model minus the second's, with paired resamples: both see the same patients drawn.
-
-    Raises:
-        PredictionsError: the models were not given the same images of the same patients.
-    """
-    drawn, single = [], []
-    if set(zip(first.sample_ids, first.patient_ids, strict=True)) != set(
-        zip(second.sample_ids, second.patient_ids, strict=True)
-    ):
-        raise PredictionsError(
-            f'"{first.model}" and "{second.model}" were not given the same images of the same patients.',
-            mend="Predict the same split of the same cohort with both.",
-        )
-    for scores in (first, second):
-        patient = patient_codes(scores.patient_ids)
-        drawn.append(replicates(scores, bootstrap_weights(patient, resamples, seed), resamples, min_cell=min_cell))
-        single.append(replicates(scores, whole_weights(len(patient)), 1, min_cell=min_cell))
-    found = {}
-    for path in drawn[0].keys() & drawn[1].keys():
-        values, estimate = drawn[0][path] - drawn[1][path], float(single[0][path][0] - single[1][path][0])
-        ends = interval(estimate, values, level=level) or (np.nan, np.nan)
-        known = values[~np.isnan(values)]
-        tail = min((known <= 0).sum(), (known >= 0).sum())
-        p = min(2 * (tail + 1) / (len(known) + 1), 1.0) if not np.isnan(ends[0]) else np.nan
-        found[path] = Difference(estimate, *ends, float(p))
-    return found
-
-
 def replicates(scores: Scores, weights: Weights, resamples: int, *, min_cell: int) -> Values:
     """Every number of a judgement in every resample.
 
     Args:
         weights: of the resamples, of which there are `resamples`.
     """
-    return _replicates(scores, weights, resamples, min_cell)[0]
+    return measured(scores, weights, resamples, min_cell=min_cell).values
 
 
-def _replicates(scores: Scores, weights: Weights, resamples: int, min_cell: int) -> tuple[Values, Values]:
-    """What `replicates` gives, and how far chance pushes each extreme, the last resample being the data themselves."""
+@dataclass(frozen=True)
+class Measured:
+    """One model in every resample, the last of which is the data themselves.
+
+    Attributes:
+        values: what `replicates` gives.
+        errors: how far chance pushes each extreme.
+        attributes: attribute -> its groups of at least `min_cell` images, those of the intersection too.
+        labels: what these are made of, label by label.
+    """
+
+    values: Values
+    errors: Values
+    attributes: dict[str, list[Any]]
+    labels: dict[str, OfLabel]
+
+
+def measured(scores: Scores, weights: Weights, resamples: int, *, min_cell: int) -> Measured:
+    """Every number of a judgement in every resample, and what it takes to judge how sure it is."""
     attributes = {
         name: [(group, rows) for group, rows in groups_in(values) if rows.sum() >= min_cell]
         for name, values in with_intersection(scores.groups).items()
@@ -214,16 +177,24 @@ def _replicates(scores: Scores, weights: Weights, resamples: int, min_cell: int)
         for values in (found, errors):
             told = [values["attributes", name, metric] for name in scores.groups]
             values["across", metric, "mean"] = _mean([one for one in told if not np.isnan(one).all()], nothing)
-    return found, errors
+    names = {name: [group for group, _ in groups] for name, groups in attributes.items()}
+    return Measured(found, errors, names, dict(zip(scores.labels, by_label, strict=True)))
 
 
 @dataclass(frozen=True)
-class _Label:
-    """One label's numbers: (attribute, group) -> metric -> [R], attribute -> gap -> [R], and the gaps' errors."""
+class OfLabel:
+    """One label's numbers in every resample.
+
+    Attributes:
+        groups: (attribute, group) -> metric -> [R], and whether it is large enough and judged.
+        gaps, errors: attribute -> gap -> [R], and how far chance pushes it.
+        together: attribute -> AUC of everybody whose group is judged, [R], which ES-AUC compares with.
+    """
 
     groups: dict[tuple[str, Any], dict[str, Any]]
     gaps: dict[str, dict[str, np.ndarray]]
     errors: dict[str, dict[str, np.ndarray]]
+    together: dict[str, np.ndarray]
 
 
 def _label(
@@ -233,7 +204,7 @@ def _label(
     weights: Weights,
     resamples: int,
     min_cell: int,
-) -> _Label:
+) -> OfLabel:
     truth = scores.y_true[:, j]
     known, count = ~np.isnan(truth), len(truth)
     columns = [np.zeros(count, dtype=np.int32)]
@@ -281,7 +252,7 @@ def _label(
                 gap[metric], error[metric] = _gap(rates[rate][among])
             for made in (gap, error):
                 made["eod"] = np.maximum(made["tpr_gap"], made["fpr_gap"])
-    return _Label(parts, gaps, errors)
+    return OfLabel(parts, gaps, errors, {name: rates["auc"][place] for name, place in union.items()})
 
 
 def _rates(sums: Sums) -> dict[str, np.ndarray]:

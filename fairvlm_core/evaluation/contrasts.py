@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from fairvlm_core.evaluation.bootstrap import RESAMPLES, Difference, Path, differences
+from fairvlm_core.evaluation.bootstrap import RESAMPLES, Path
+from fairvlm_core.evaluation.paired import Difference, differences
 from fairvlm_core.evaluation.predictions import Scores
 from fairvlm_core.evaluation.significance import delong, holm
 

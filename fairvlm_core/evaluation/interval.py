@@ -59,7 +59,7 @@ def extreme_interval(
     Args:
         path: tells which end chance pushes the estimate to: up, but down for `TOO_SMALL`.
         estimate, values: as of `interval`.
-        errors: how far chance pushes it in each resample, [R], as `_replicates` gives them.
+        errors: how far chance pushes it in each resample, [R], as `bootstrap.measured` gives them.
 
     >>> values, errors = np.linspace(0.6, 1, 101), np.linspace(0, 0.4, 101)
     >>> [round(end, 3) for end in extreme_interval(("attributes", "sex", "eod"), 0.5, values, errors, level=0.9)]

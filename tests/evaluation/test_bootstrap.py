@@ -10,9 +10,10 @@ from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 from fairvlm_core.errors import PredictionsError
-from fairvlm_core.evaluation.bootstrap import differences, intervals, replicates
+from fairvlm_core.evaluation.bootstrap import intervals, replicates
 from fairvlm_core.evaluation.interval import interval
 from fairvlm_core.evaluation.judgement import judge
+from fairvlm_core.evaluation.paired import differences
 from fairvlm_core.evaluation.predictions import Scores
 from fairvlm_core.evaluation.resampling import (
     LANES,

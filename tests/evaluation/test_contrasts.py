@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from test_bootstrap import predictions
 
-from fairvlm_core.evaluation.bootstrap import differences
 from fairvlm_core.evaluation.contrasts import MEASURES, against_champion, contrasts
 from fairvlm_core.evaluation.judgement import judge
+from fairvlm_core.evaluation.paired import differences
 from fairvlm_core.evaluation.significance import delong, holm
 
 
