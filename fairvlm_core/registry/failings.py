@@ -121,11 +121,9 @@ def _gaps(test: Judged) -> list[str]:
     if sure:
         told.append(f"Chance does not explain these gaps, whose intervals exclude 0: {listed(sure)}.")
     if unsure:
-        which = f"each of the other {len(unsure)} gaps" if sure else f"each of the {len(unsure)} gaps"
-        told.append(
-            f"Chance may be the reason for {which} in decisions and errors below, which does not mean that there "
-            "is none."
-        )
+        which = "the" if len(unsure) == 1 else f"each of the {len(unsure)}"
+        what = f"{which}{' other' if sure else ''} gap{'s' if len(unsure) > 1 else ''} in decisions and errors below"
+        told.append(f"Chance may be the reason for {what}, which does not mean that there is none.")
     return told
 
 
