@@ -59,6 +59,7 @@ lint: venv
 
 pipeline: venv
 	.venv/bin/python -m pipelines.compile
+	.venv/bin/python -m pipelines.monitor
 
 clean:
 	rm -rf data models results profiles/*/data profiles/*/models profiles/*/results build .pytest_cache .mypy_cache .ruff_cache

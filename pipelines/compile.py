@@ -47,6 +47,26 @@ def compile_to(
     Raises:
         ConfigError: for a cluster that is not there, or whose pools do not do for a step.
     """
+    made = graph(default or default_params(), cluster=cluster, models=models, nodes=nodes)
+    write_compiled(made, path, literals=LITERALS, image=image)
+
+
+def write_compiled(
+    made: Any,
+    path: Path,
+    *,
+    literals: Mapping[str, Sequence[str]] | None = None,
+    image: str = IMAGE,
+    source: str = "pipelines/fairvlm.py",
+    by: str = "pipelines.compile",
+) -> None:
+    """Compile any pipeline to `path`, as `compile_to` says.
+
+    Args:
+        made: the pipeline.
+        literals: field of the form -> what it may be.
+        source, by: what the file's first line says.
+    """
     if "@sha256:" not in image:
         print(
             f"Warning: the image {image} is named by a tag, which can come to mean another image, while Kubeflow's "
@@ -55,16 +75,14 @@ def compile_to(
         )
     fresh = path.with_name(f".{path.stem}.partial.yaml")
     try:
-        compiler.Compiler().compile(
-            graph(default or default_params(), cluster=cluster, models=models, nodes=nodes), str(fresh)
-        )
+        compiler.Compiler().compile(made, str(fresh))
         documents = compiled(fresh)
         declared = documents[0]["root"]["inputDefinitions"]["parameters"]
-        for name, values in LITERALS.items():  # the UI shows a list of them
+        for name, values in (literals or {}).items():  # the UI shows a list of them
             declared[name]["literals"] = list(values)
         if not path.exists() or compiled(path) != documents:
             text = yaml.safe_dump_all(documents, sort_keys=True, allow_unicode=True)
-            fresh.write_text(f"# Compiled by python -m pipelines.compile; edit pipelines/fairvlm.py instead.\n{text}")
+            fresh.write_text(f"# Compiled by python -m {by}; edit {source} instead.\n{text}")
             fresh.replace(path)
     finally:
         fresh.unlink(missing_ok=True)

@@ -15,6 +15,7 @@ import yaml
 
 from fairvlm_core.config import build, read_params
 from fairvlm_core.errors import ConfigError, nearest
+from fairvlm_core.kubeflow import monitor
 from fairvlm_core.kubeflow.call import whole
 from fairvlm_core.kubeflow.fetch import resolve
 from fairvlm_core.kubeflow.plan import asked_for, sections
@@ -23,6 +24,8 @@ from pipelines.compile import compiled
 from pipelines.fairvlm import FORM
 from pipelines.pools import STEP_POOLS
 
+MONITOR = "fairvlm-monitor"  # the pipeline without steps, and so without a plan
+MONITOR_MEND = "Write --set monitor.FIELD=VALUE, such as --set monitor.dpd_rise=0.2."
 CRON_FIELD = re.compile(r"[\w*/,?-]+")
 
 
@@ -59,8 +62,10 @@ def read_pipeline(path: Path) -> Pipeline:
         spec = documents[0]
         graphs = [spec["root"], *spec["components"].values()]
         tasks = {name: task for graph in graphs for name, task in graph.get("dag", {}).get("tasks", {}).items()}
-        fixed = tasks["plan"]["inputs"]["parameters"]
-        constants = {name: fixed[name]["runtimeValue"]["constant"] for name in ("defaults", "pools")}
+        constants: dict[str, dict[str, Any]] = {"defaults": {}, "pools": {}}
+        if spec["pipelineInfo"]["name"] != MONITOR:
+            fixed = tasks["plan"]["inputs"]["parameters"]
+            constants = {name: fixed[name]["runtimeValue"]["constant"] for name in constants}
         return Pipeline(
             path=path,
             name=spec["pipelineInfo"]["name"],
@@ -92,11 +97,14 @@ def arguments(pipeline: Pipeline, params: Path | None, changes: Sequence[str]) -
         ConfigError: for whatever `plan` would refuse, and for an address with a password in it.
     """
     form = {name: field["defaultValue"] for name, field in pipeline.form.items()}
+    if pipeline.name == MONITOR and params:
+        raise ConfigError("The monitor has no steps, and takes no params.yaml.", where="--params", mend=MONITOR_MEND)
     more: dict[str, dict[str, Any]] = {}
+    alone = () if pipeline.name == MONITOR else FORM
 
     def put(key: str, value: Any) -> None:
         step, _, name = key.partition(".")
-        if key in FORM:
+        if key in alone:
             form[f"{step}_{name}"] = value
         else:
             more.setdefault(step, {})[name] = value
@@ -114,7 +122,7 @@ def arguments(pipeline: Pipeline, params: Path | None, changes: Sequence[str]) -
         if not equals:
             raise ConfigError("There is no value.", where=f"--set {key}", mend=f"Write --set {key}=VALUE.")
         if "." in key:
-            put(key, value if key in FORM else _typed(key, value))
+            put(key, value if key in alone else _typed(key, value))
         elif key in pipeline.form and key != "params":
             form[key] = value
         else:
@@ -138,7 +146,13 @@ def _typed(key: str, value: str) -> Any:
 
 
 def _check(pipeline: Pipeline, form: Mapping[str, Any]) -> None:
-    """What the task `plan` checks, as far as no repository is needed for it."""
+    """What the task `plan` checks, as far as no repository is needed for it; or the task `monitor`."""
+    if pipeline.name == MONITOR:
+        monitor.asked_for(form["params"])
+        for name in ("reference", "current"):
+            if not form[name]:
+                raise ConfigError("There is no address.", where=f"form, {name}", mend=f"Write --set {name}=s3://...")
+        return
     for name, value in form.items():
         offered = pipeline.form[name].get("literals")
         if offered and value not in offered:

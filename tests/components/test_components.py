@@ -25,7 +25,7 @@ def compiled_component(name, tmp_path):
 
 
 # Components without a step.
-OTHERS = ("plan", "pool", "fetch_dataset", "report_status")
+OTHERS = ("plan", "pool", "fetch_dataset", "report_status", "monitor")
 # What a component is told besides its section of parameters.
 TOLD = {
     **{name: {"workspace"} for name in ("stage1", "stage2", "fair_moe")},
