@@ -238,10 +238,9 @@ def _parameters(recorded: Recorded, root: Path) -> list[Check]:
         return [Check("parameters", "–", "–", UNKNOWN, "They were not recorded.")]
     if not path.is_file():
         return [Check("parameters", f"{len(then)} fields", "–", UNKNOWN, "There is no params.yaml here.")]
-    now = _fields(record.stripped(record.read_yaml(path) or {}))
-    # A step of which nothing was recorded is not compared: the defaults of today are no one's choice.
-    steps = {key.partition(".")[0] for key in then}
-    now = {key: value for key, value in now.items() if key.partition(".")[0] in steps}
+    here = record.stripped(record.read_yaml(path) or {})
+    # A section that is left out here means the defaults; a step of which nothing was recorded is not compared.
+    now = _fields({step: here.get(step) for step in {key.partition(".")[0] for key in then}})
     return _rows("parameter", "parameters", then, now, of="fields", why="Set it in params.yaml.")
 
 
