@@ -26,8 +26,8 @@ def promote(
     cohort: Annotated[
         Path | None,
         typer.Option(
-            help="Folder with today's cohort.parquet: the gate must have judged on its test images. By default, on those "
-            "of the newest version."
+            help="Folder with today's cohort.parquet: the gate must have judged on its test images. By default on "
+            "those of the newest version."
         ),
     ] = None,
     to: Annotated[
@@ -92,7 +92,7 @@ def audit(
     from fairvlm_core.files import write_json
     from fairvlm_core.registry import tracking
     from fairvlm_core.registry.audit import audit as look_through
-    from fairvlm_core.registry.audit import audit_table
+    from fairvlm_core.registry.audit import audit_table, plain
     from fairvlm_core.registry.audit import record as write_down
 
     with tracking.tracking(tracking_uri) as server:
@@ -104,7 +104,7 @@ def audit(
     for current, heading in ((True, "Does not fit:"), (False, "History:")):
         texts = [finding.text for finding in found.findings if finding.current == current]
         if texts:
-            typer.echo("\n".join([heading, *(f"- {text}" for text in texts)]))
+            typer.echo("\n".join([heading, *(f"- {plain(text)}" for text in texts)]))
     if out:
         write_json(out, found.as_json())
     if not found.fits:

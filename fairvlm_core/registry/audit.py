@@ -106,7 +106,7 @@ def audit_table(found: Audit) -> Table:
         because = move["because"] + (f" (against: {move['overridden']})" if move["overridden"] else "")
         cells = [move["number"], *(move[key] for key in ("at", "by", "kind", "from", "to", "gate_verdict"))]
         # What people wrote is shown as it is: no markup, no control characters.
-        table.add_row(*(Text(_plain(str(cell))) for cell in (*cells, because, move["state"])))
+        table.add_row(*(Text(plain(str(cell))) for cell in (*cells, because, move["state"])))
     return table
 
 
@@ -247,5 +247,10 @@ def _registered(item: Any) -> Registered:
     return Registered(item.name, str(item.version), None, item.run_id, dict(item.tags))
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
+    """What people wrote, without what a terminal would take for a command.
+
+    >>> plain("so it\\x1b[31m was")
+    'so it [31m was'
+    """
     return "".join(letter if letter.isprintable() else " " for letter in text)

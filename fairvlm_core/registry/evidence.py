@@ -26,6 +26,8 @@ PASS = "pass"
 GATE_PATH = "report/gate.json"
 # What `register` always writes about a version.
 LINEAGE = ("cohort_sha256", "dvc_data_hash", "fairvlm_version", "fingerprint")
+# Tags that are the same where a version is the same model, judged by the same gate.
+SAME = ("fingerprint", "gate_sha256")
 AGAIN = "Run the steps champion, compare and register again, and promote the version that they make."
 
 
@@ -130,23 +132,17 @@ def whole(found: Registered, folder: Path) -> tuple[Path | None, list[Objection]
     return artifact, found_wrong
 
 
-def against_champion(
-    evidence: Evidence, name: str, champion: Registered | None, champion_fingerprint: str | None
-) -> list[Objection]:
+def against_champion(evidence: Evidence, name: str, champion: Registered | None) -> list[Objection]:
     """Whether the gate judged the version against the champion that is in use.
 
     Args:
-        name: of the registered model that has the champion.
+        name: of the registered model that has the champion, perhaps on another server.
         champion: in use; none where there is none.
-        champion_fingerprint: of its files.
     """
-    if champion and champion_fingerprint == evidence.found.tags.get("fingerprint"):
-        same = champion.tags.get("gate_sha256") == evidence.found.tags.get("gate_sha256")
-        if same:
-            reason = (
-                f"It is champion already: version {champion.number} of {name} is the same model, judged by this gate."
-            )
-            return [Objection("champion", reason, "Nothing is left to do.", final=True)]
+    tags = evidence.found.tags
+    if champion and "fingerprint" in tags and all(champion.tags.get(key) == tags.get(key) for key in SAME):
+        reason = f"It is champion already: version {champion.number} of {name} is this model, judged by this gate."
+        return [Objection("champion", reason, "Nothing is left to do.", final=True)]
     if evidence.gate is None:  # said already
         return []
     against = evidence.gate["champion"]
@@ -157,9 +153,9 @@ def against_champion(
     elif against is None:
         reason = (
             "The gate judged it by the absolute rules alone, without a champion, and version "
-            f"{champion.number} is champion now."
+            f"{champion.number} of {name} is champion now."
         )
-    elif against["fingerprint"] == champion_fingerprint:
+    elif _is(champion, against):
         return []
     else:
         reason = (
@@ -167,6 +163,13 @@ def against_champion(
             f"another model, version {champion.number} of {name}."
         )
     return [Objection("champion", reason, AGAIN)]
+
+
+def _is(champion: Registered, against: Mapping[str, Any]) -> bool:
+    """Whether this is the champion that the gate tells of; an earlier release gave versions no fingerprint."""
+    if against["fingerprint"] is None:
+        return bool(against["run_id"] == champion.run_id)
+    return bool(against["fingerprint"] == champion.tags.get("fingerprint"))
 
 
 def against_test_set(evidence: Evidence, name: str, cohort: Path | None) -> list[Objection]:

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from fairvlm_core.errors import CheckpointError, ConfigError, FairVLMError
+from fairvlm_core.errors import ConfigError, FairVLMError
 from fairvlm_core.registry import evidence, ledger, tracking, transfer, versions
 from fairvlm_core.registry.evidence import Evidence, Objection
 from fairvlm_core.registry.ledger import NONE, Ledger
@@ -79,12 +79,12 @@ def promote(
             changed = evidence.against_test_set(known, name, cohort)
             if to is None:
                 seen = _noted(ledger.look(name), say, patience)
-                told = _weighed(known, [*changed, *_champion(known, seen, folder)], because, server, ask)
+                told = _weighed(known, [*changed, *_champion(known, seen)], because, server, ask)
                 return _moved(seen, found.number, told, server, patience)
             package = None if _final(known) else transfer.pack(found, known.artifact, folder / "record", server)
         with transfer.other_server(to.uri) as there:
             seen = _noted(ledger.look(to.name), say, patience)
-            told = _weighed(known, [*changed, *_champion(known, seen, folder)], because, there, ask)
+            told = _weighed(known, [*changed, *_champion(known, seen)], because, there, ask)
             number = _brought(package, to.name, folder / "there", there, say)
             return _moved(seen, number, told, there, patience)
 
@@ -142,17 +142,8 @@ def _noted(seen: Ledger, say: Callable[[str], None], patience: float) -> Ledger:
     return ledger.note_by_hand(seen, ledger.judged(_in_use(seen)), patience=patience)
 
 
-def _champion(known: Evidence, seen: Ledger, folder: Path) -> list[Objection]:
-    champion = _in_use(seen)
-    if champion is None:
-        return evidence.against_champion(known, seen.name, None, None)
-    identity = champion.tags.get("fingerprint")
-    if identity is None:  # an earlier release registered it
-        try:
-            identity = versions.fingerprint(versions.fetch(champion, folder / "champion"))
-        except CheckpointError:
-            identity = "unknown"
-    return evidence.against_champion(known, seen.name, champion, identity)
+def _champion(known: Evidence, seen: Ledger) -> list[Objection]:
+    return evidence.against_champion(known, seen.name, _in_use(seen))
 
 
 def _in_use(seen: Ledger) -> Registered | None:
@@ -225,7 +216,7 @@ def _there(name: str, numbers: Sequence[str], but: str) -> str | None:
 
 
 def _reason(text: str) -> str:
-    text = " ".join(text.split())
+    text = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
     if text and (len(text.split()) < WORDS or len(text) > LENGTH):
         raise ConfigError(
             f'"{ledger.shortened(text, 40)}" is no reason that somebody will understand in a year.',

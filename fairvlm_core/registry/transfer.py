@@ -19,6 +19,7 @@ from mlflow.models import Model
 
 from fairvlm_core.errors import CheckpointError
 from fairvlm_core.registry import tracking, versions
+from fairvlm_core.registry.evidence import SAME
 from fairvlm_core.registry.ledger import CHALLENGER, PROMOTED
 from fairvlm_core.registry.versions import Registered
 
@@ -96,7 +97,7 @@ def pack(found: Registered, artifact: Path | None, folder: Path, server: str) ->
 
 def copied(name: str, tags: Mapping[str, str], folder: Path) -> str | None:
     """Number of the version of `name` here that is the same model, judged by the same gate, with all its files."""
-    same = {key: tags.get(key) for key in ("fingerprint", "gate_sha256")}
+    same = {key: tags.get(key) for key in SAME}
     for item in mlflow.MlflowClient().search_model_versions(f"name='{name}'", order_by=["version_number DESC"]):
         if {key: item.tags.get(key) for key in same} == same:
             here = Registered(name, str(item.version), None, item.run_id, dict(item.tags))
