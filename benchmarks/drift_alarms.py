@@ -24,11 +24,24 @@ from fairvlm_core.evaluation.drift_evidence import DRIFTED, STABLE, UNSURE, Aske
 from fairvlm_core.evaluation.predictions import Scores
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "monitoring.md"
-MONTHS, RESAMPLES = 200, 200
-IMAGES = (300, 1000, 3000)
+RESAMPLES = 200
 ILL, APART = 0.3, 1.6
-# Who shifts, and the Kolmogorov-Smirnov distance between that group's scores now and then.
-SHIFTS = ((None, 0.0), ("everybody", 0.1), ("women", 0.1), ("women", 0.25), ("women", 0.4), ("the race of 10 %", 0.4))
+# Who shifts, the Kolmogorov-Smirnov distance between that group's scores now and then, images of a month, and months.
+STUDIES = (
+    (None, 0.0, 300, 200),
+    (None, 0.0, 1000, 200),
+    (None, 0.0, 3000, 100),
+    ("everybody", 0.1, 1000, 100),
+    ("women", 0.1, 1000, 100),
+    ("women", 0.25, 300, 40),
+    ("women", 0.25, 1000, 40),
+    ("women", 0.25, 3000, 40),
+    ("women", 0.4, 300, 40),
+    ("women", 0.4, 1000, 40),
+    ("the race of 10 %", 0.4, 300, 40),
+    ("the race of 10 %", 0.4, 1000, 40),
+    ("the race of 10 %", 0.4, 3000, 40),
+)
 WHO = {"women": ("sex", "female"), "the race of 10 %": ("race", "c")}
 
 
@@ -74,7 +87,7 @@ def sample(images: int, rng: np.random.Generator, threshold: float, who: str | N
     return Scores(ids, names, ("ill",), ill.astype(float)[:, None], score, decision, groups, "binary", "model")
 
 
-def alarms(images: int, who: str | None, distance: float, months: int = MONTHS) -> dict[str, float]:
+def alarms(images: int, who: str | None, distance: float, months: int) -> dict[str, float]:
     """Share of the months with each verdict."""
     by = shift_of(distance)
     threshold = widest(by) if by else 1.0
@@ -88,12 +101,13 @@ def alarms(images: int, who: str | None, distance: float, months: int = MONTHS) 
 
 def table() -> str:
     """The table in Markdown."""
-    heads = ["who shifts", "distance", *(f"{images:,} images" for images in IMAGES)]
-    lines = [f"| {' | '.join(heads)} |", f"| --- | ---: |{' ---: |' * len(IMAGES)}"]
-    for who, distance in SHIFTS:
-        found = [alarms(images, who, distance) for images in IMAGES]
-        cells = [" / ".join(f"{100 * share:.0f}" for share in one.values()) for one in found]
-        lines.append(f"| {who or 'nobody'} | {distance:g} | {' | '.join(cells)} |")
+    lines = [
+        "| who shifts | distance | images of a month | months | drifted | cannot tell | stable |",
+        "| --- |" + " ---: |" * 6,
+    ]
+    for who, distance, images, months in STUDIES:
+        shares = " | ".join(f"{100 * share:.1f}" for share in alarms(images, who, distance, months).values())
+        lines.append(f"| {who or 'nobody'} | {distance:g} | {images:,} | {months} | {shares} |")
         print(lines[-1], flush=True)
     return "\n".join(lines)
 

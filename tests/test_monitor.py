@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import fields
+from pathlib import Path
 
 import generated_predictions as generated
 import numpy as np
@@ -25,6 +26,7 @@ from fairvlm_core.evaluation.predictions import read_predictions, write_predicti
 from fairvlm_core.evaluation.thresholds import add_decisions
 from fairvlm_core.steps import execute, step_module
 
+ROOT = Path(__file__).parent.parent
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 QUICK = ("--resamples", "100")
 
@@ -293,3 +295,24 @@ def test_the_page_is_no_wider_than_a_telephone(fairvlm, tmp_path, reference):
     lines = re.search(r"<pre>(.*?)</pre>", done.stdout, re.S).group(1).splitlines()
     assert [line.split("|")[:2] for line in lines] == [["400", "false"], ["1200", "false"], ["1201", "true"]]
     assert int(lines[0].split("|")[2]) == 7
+
+
+def test_the_example_of_the_documentation_makes_a_month_of_what_the_server_answers(tmp_path, reference):
+    """Answers have the columns that a registered version gives, as MLflow's server writes them: a record per image."""
+    from fairvlm_core.registry.model import output_columns
+
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "monitoring.md").read_text(), flags=re.DOTALL)
+    names: dict = {}
+    exec(code, names)
+    given = table(n=1200, seed=1).to_pandas()
+    answers = [
+        dict(zip(output_columns(("glaucoma",), "binary"), (row.y_score, row.y_pred, "3"), strict=True))
+        for row in given.itertuples()
+    ]
+    names["month"](given[["sample_id", "patient_id", "sex"]], answers).to_csv(tmp_path / "month.csv", index=False)
+    then, now = read_pair(reference, tmp_path / "month.csv")
+    assert np.allclose(now.y_score[:, 0], given["y_score"], atol=1e-6)
+    assert now.y_pred[:, 0].tolist() == given["y_pred"].tolist()
+    assert np.isnan(now.y_true).all()
+    assert (then.labels, now.model) == (now.labels, "fairvlm, version 3")
+    assert (now.groups["sex"] == "female").tolist() == (given["sex"] == "female").tolist()

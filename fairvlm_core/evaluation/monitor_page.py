@@ -43,13 +43,14 @@ JUDGED = {
     "Holm's correction over all comparisons; as stable, where the whole interval is within. Else it cannot be told. "
     "So a large month does not raise an alarm over nothing, nor a small one over chance.",
     "Scores": "How far the two distributions are apart at most (Kolmogorov-Smirnov distance): the share that would be "
-    "called positive more or less, at the threshold where that is most. Its interval is exact for any distribution.",
+    "called positive more or less, at the threshold where that is most. Its interval holds for any distribution.",
     "PSI": "Population stability index, over ten bins. Practitioners watch from 0.1 and act from 0.25; in small "
     "groups chance alone makes as much, which stands beside it. It decides nothing here.",
     "Parity gap": "Largest minus smallest share that is called positive, over the groups that are large enough then "
     "and now. With several labels also as their mean (DPG).",
-    "Interval": "Had other people of the same kind come, 95 of 100 such intervals would hold the true change. The "
-    "people of the month and of the reference are independent; the images of one person count as if all were alike.",
+    "Interval": "Had other people of the same kind come, 95 of 100 such intervals (at a level of 0.95) would hold the "
+    "true change. The people of the month and of the reference are independent; the images of one person count as if "
+    "all were alike.",
     "Who came": "A share among all images. When other people come, everybody's numbers change though the model serves "
     "each group as it did: look at the groups.",
 }
@@ -111,11 +112,8 @@ def _nearness(findings: Sequence[Told]) -> str:
     nearest = findings[:NEAREST]
     names = (DRIFTED, UNSURE, STABLE)
     words = ["beyond its limit for sure", "cannot be told", "within its limit for sure"]
-    caption = (
-        f"The {len(nearest)} comparisons that are nearest to their limits or beyond"
-        if len(findings) > NEAREST
-        else "Every comparison"
-    )
+    few = len(findings) > NEAREST
+    caption = f"The {NEAREST} nearest to their limits or beyond" if few else "Every comparison"
     return figure(
         f"{caption}; the band is what the limits allow",
         legend(words, [charts.sign(name, 14, 6) for name in names]),

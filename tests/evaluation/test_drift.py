@@ -236,6 +236,17 @@ def alarms(months, images, who, distance, *, truth):
     return count
 
 
+def test_the_simulation_shifts_whom_it_says_by_what_it_says():
+    by = drift_alarms.shift_of(0.25)
+    threshold = drift_alarms.widest(by)
+    then, now = (drift_alarms.sample(40000, np.random.default_rng(k), threshold, "women", k * by) for k in (0, 1))
+    for group, distance in (("female", 0.25), ("male", 0.0)):
+        both = [side.y_score[side.groups["sex"] == group, 0] for side in (then, now)]
+        assert ks_2samp(*both).statistic == pytest.approx(distance, abs=0.02)
+    women = [side.y_pred[side.groups["sex"] == "female"].mean() for side in (then, now)]
+    assert women[1] - women[0] == pytest.approx(0.25, abs=0.02)
+
+
 def test_shifts_as_large_as_their_limits_raise_few_alarms_and_larger_ones_always():
     """All comparisons of scores and decisions are at their limits; 3 of 15 months by chance alone: one time in 25."""
     assert alarms(15, 500, "everybody", 0.1, truth=False) <= 2
