@@ -132,9 +132,7 @@ def verdict(told: Told) -> list[str]:
             f"Of everybody it is open for: {names}.",
         ]
     else:
-        said = [
-            "No drift: for everybody, every number is within its limit for sure, and for no group is one beyond for sure."
-        ]
+        said = ["No drift: everybody's numbers are within their limits for sure, and no group's is beyond for sure."]
     if open_ and told["verdict"] != UNSURE:
         said.append(f"Of {open_} of the {total} comparisons it cannot be told, of so few people.")
     if not any(label["known"] for label in told["labels"].values()):
