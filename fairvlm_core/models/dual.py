@@ -16,8 +16,9 @@ from fairvlm_core.cohort.prompts import zero_shot_prompts
 from fairvlm_core.cohort.table import Task
 from fairvlm_core.errors import CheckpointError, ConfigError
 from fairvlm_core.models import checkpoint_config, device, pixel_statistics, pixels, write_description
-from fairvlm_core.models.fair_moe import Encoded, Experts, FairMoEModel, block_number, blocks
+from fairvlm_core.models.fair_moe import Encoded, Experts, FairMoEModel, block_number
 from fairvlm_core.models.published import load_weights
+from fairvlm_core.models.trunk import Trunk, blocks, modules_below, settings_of
 
 SCORE_BATCH = 128
 WEIGHTS_FILE = "trained.safetensors"
@@ -32,6 +33,7 @@ class DualEncoder:
         model: the encoders with their experts.
         brought: whether its image encoder is not that of the base, so that what is frozen of it must be saved, too.
         frozen: the modules that are not trained.
+        base_trunk: the blocks of the image encoder that are the base's; None where none is known to be.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class DualEncoder:
         self.mean, self.std = mean.to(device()), std.to(device())
         self.shorten = lru_cache(maxsize=2**17)(self._shorten)
         self.frozen: list[nn.Module] = []
+        self.base_trunk: Trunk | None = None
         self.model = cast(Any, model).to(device())
 
     def train(self, mode: bool = True) -> None:
@@ -69,9 +72,7 @@ class DualEncoder:
                     where="fair_moe.layer, fair_moe.train_blocks",
                     mend="Raise train_blocks, or let a later block have the experts.",
                 )
-            self.frozen += [tower.embeddings, *layers[:-train_blocks]]
-            if hasattr(tower, "pre_layrnorm"):
-                self.frozen.append(tower.pre_layrnorm)
+            self.frozen += modules_below(tower, max(0, len(layers) - train_blocks))
         for module in self.frozen:
             module.requires_grad_(False)
 
@@ -87,6 +88,22 @@ class DualEncoder:
     def head(self, tokens: Tensor, train_blocks: int) -> Encoded:
         """The last blocks, the pooling, the feature mixture and the projection."""
         return self.model.head(tokens, train_blocks)
+
+    def trunk_below(self, train_blocks: int) -> Trunk:
+        """The image encoder without its last `train_blocks` blocks (without any, where that is 0), and the rest."""
+        tower = self.towers["image"]
+        count = len(blocks(tower))
+        depth = train_blocks or count
+        return Trunk(
+            lower=lambda images: self.trunk(images, depth),
+            upper=lambda tokens: self.head(tokens, depth).features,
+            modules=tuple(modules_below(tower, max(0, count - depth))),
+            dtype=next(tower.parameters()).dtype,
+            settings=settings_of(
+                tower, block=count - depth, mean=self.mean.tolist(), std=self.std.tolist(), size=self.image_size
+            ),
+            shared=not self.brought,
+        )
 
     @property
     def longest(self) -> int:
@@ -215,6 +232,9 @@ def load(folder: Path, checkpoint: str, described: dict[str, Any]) -> DualEncode
                 )
             named[name].copy_(value)
     dual.train(False)
+    # Models of an earlier release do not say so.
+    if described.get("base_below"):
+        dual.base_trunk = dual.trunk_below(described["base_below"])
     return dual
 
 
@@ -231,8 +251,12 @@ def _check_experts(trained: dict[str, Tensor], experts: Experts, weights: Path) 
             )
 
 
-def save(dual: DualEncoder, folder: Path, *, name: str, seed: int) -> None:
-    """Write a trained model: what was trained, and `model.json`."""
+def save(dual: DualEncoder, folder: Path, *, name: str, seed: int, train_blocks: int = 0) -> None:
+    """Write a trained model: what was trained, and `model.json`.
+
+    Args:
+        train_blocks: as it was frozen for training.
+    """
     dual.save(folder)
     write_description(
         folder,
@@ -242,4 +266,5 @@ def save(dual: DualEncoder, folder: Path, *, name: str, seed: int) -> None:
         image_size=dual.image_size,
         seed=seed,
         experts=asdict(dual.model.experts),
+        base_below=None if dual.brought else train_blocks or None,
     )

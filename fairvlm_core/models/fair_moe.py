@@ -20,6 +20,7 @@ from transformers.utils import ModelOutput
 
 from fairvlm_core.errors import ConfigError
 from fairvlm_core.models.moe import EmbeddingMoE, FeatureMoE, Routing
+from fairvlm_core.models.trunk import blocks, enter
 
 PLACES = ("embedding_image", "embedding_text", "feature_image", "feature_text")
 POOLINGS = ("cls", "mean")
@@ -193,13 +194,7 @@ class FairMoEModel(PreTrainedModel):
     def trunk(self, pixel_values: Tensor, blocks_after: int) -> Tensor:
         """Tokens [n, T, D] that enter the last `blocks_after` blocks of the image encoder, of pixels [n, 3, S, S]."""
         tower = self.encoders.vision_model
-        if tower.config.model_type == "dinov2":
-            tokens = tower.embeddings(pixel_values)
-        else:
-            other = tower.config.image_size != pixel_values.shape[-1]
-            tokens = tower.embeddings(pixel_values, interpolate_pos_encoding=other)
-            if hasattr(tower, "pre_layrnorm"):
-                tokens = tower.pre_layrnorm(tokens)
+        tokens = enter(tower, pixel_values)
         for layer in blocks(tower)[: -blocks_after or None]:
             tokens = layer(tokens, attention_mask=None)
         return tokens
@@ -289,11 +284,6 @@ def add_experts(model: Any, experts: Experts) -> tuple[dict[str, MoESlot], nn.Mo
         if f"feature_{side}" in experts.places:
             behind[side] = FeatureMoE(width, **shape, residual=experts.residual)
     return slots, behind
-
-
-def blocks(tower: Any) -> nn.ModuleList:
-    """The transformer blocks of an encoder, whatever its family calls them."""
-    return tower.encoder.layers if hasattr(tower.encoder, "layers") else tower.encoder.layer
 
 
 def block_number(tower: Any, layer: int) -> int:

@@ -13,13 +13,14 @@ from torch import Tensor
 
 from fairvlm_core.cohort.prompts import NO, YES, chat, questions
 from fairvlm_core.cohort.table import Task
-from fairvlm_core.errors import CheckpointError, CohortError
+from fairvlm_core.errors import CheckpointError, CohortError, ConfigError
 from fairvlm_core.files import process_rank, read_json, write_json
 from fairvlm_core.losses.answers import option_scores
 from fairvlm_core.models import checkpoint_config, device, pixel_statistics, pixels, write_description
 from fairvlm_core.models.adapters import check_adapter, fingerprint, record_base
 from fairvlm_core.models.packing import Packed, Turn, pack
 from fairvlm_core.models.published import FIXED_POSITIONS, image_tokens, load_weights, prepare_processor, said
+from fairvlm_core.models.trunk import Trunk, blocks, enter, modules_below, settings_of
 from fairvlm_core.models.turns import Speech, conversation, sequence, split_answer
 
 SCORE_BATCH = 64
@@ -36,6 +37,7 @@ class VLM:
     Attributes:
         base: fingerprint of the checkpoint's weights, recorded beside each adapter that is trained on it.
         speech: how text and image become tokens.
+        base_trunk: the blocks of the vision tower that are the base's; None where none is known to be.
     """
 
     def __init__(self, llava: Any, checkpoint: str, task: Task, image_size: int, adapters: Sequence[str] = ()) -> None:
@@ -43,6 +45,7 @@ class VLM:
 
         self.llava, self.task, self.image_size = llava.to(device()), task, image_size
         self.adapters = tuple(adapters)
+        self.base_trunk: Trunk | None = None
         self.base = fingerprint(self.llava)
         self.tokenizer = AutoTokenizer.from_pretrained(checkpoint)
         mean, std = pixel_statistics(checkpoint)
@@ -85,6 +88,44 @@ class VLM:
         layers = config.vision_feature_layer
         chosen = torch.cat([hidden[layer] for layer in ([layers] if isinstance(layers, int) else layers)], dim=-1)
         return chosen[:, 1:] if config.vision_feature_select_strategy == "default" else chosen
+
+    @property
+    def layers_read(self) -> list[int]:
+        """Which hidden states of the tower the projector reads; number 0 enters its first block."""
+        layers, count = self.llava.config.vision_feature_layer, len(blocks(self.parts.vision_tower))
+        return [layer % (count + 1) for layer in ([layers] if isinstance(layers, int) else layers)]
+
+    def lower(self, images: np.ndarray | Tensor, block: int) -> Tensor:
+        """Tokens [n, T, d_vision] that enter block number `block`, from 0, of the tower."""
+        tower = self.parts.vision_tower
+        tokens = enter(tower, pixels(images, self.mean, self.std))
+        for layer in blocks(tower)[:block]:
+            tokens = layer(tokens, attention_mask=None)
+        return tokens
+
+    def upper(self, tokens: Tensor, block: int) -> Tensor:
+        """`features` of the tokens that enter block number `block`, which is no later than any that is read."""
+        read, states = self.layers_read, {block: tokens}
+        for number, layer in enumerate(blocks(self.parts.vision_tower)[block : max(read)], start=block + 1):
+            states[number] = layer(states[number - 1], attention_mask=None)
+        chosen = torch.cat([states[number] for number in read], dim=-1)
+        return chosen[:, 1:] if self.llava.config.vision_feature_select_strategy == "default" else chosen
+
+    def trunk_below(self, tower_blocks: int | None) -> Trunk:
+        """The tower without the last `tower_blocks` of the blocks that the projector reads, and the rest.
+
+        Where that is 0 or None, the trunk is all that the projector reads, and there is no rest.
+        """
+        tower, read, config = self.parts.vision_tower, self.layers_read, self.llava.config
+        block = min(max(read) - tower_blocks, *read) if tower_blocks else max(read)
+        cut = {"block": block} if tower_blocks else {"read": read, "select": config.vision_feature_select_strategy}
+        return Trunk(
+            lower=(lambda images: self.lower(images, block)) if tower_blocks else lambda images: self.features(images),
+            upper=(lambda tokens: self.upper(tokens, block)) if tower_blocks else lambda features: features,
+            modules=tuple(modules_below(tower, block)),
+            dtype=next(tower.parameters()).dtype,
+            settings=settings_of(tower, **cut, mean=self.mean.tolist(), std=self.std.tolist(), size=self.image_size),
+        )
 
     def project(self, features: Tensor) -> Tensor:
         """Image tokens [n, P, d] in the space of the language model's input embeddings.
@@ -191,20 +232,29 @@ class VLM:
             batches = [images[start : start + SCORE_BATCH] for start in range(0, len(images), SCORE_BATCH)]
             return torch.cat([self.score_features(self.features(batch)) for batch in batches]).float().cpu().numpy()
 
-    def add_adapter(self, *, rank: int, alpha: int, tower: bool) -> None:
+    def add_adapter(self, *, rank: int, alpha: int, tower: bool, tower_blocks: int | None = None) -> None:
         """Put LoRA on the language model (and the vision tower), and make the projector trainable.
 
         The vision layers behind the one that the projector reads get none: no gradient would reach them.
+
+        Args:
+            tower_blocks: how many of the blocks that are read get LoRA, the last ones; None: all.
+
+        Raises:
+            ConfigError: when the projector reads fewer blocks.
         """
         from peft import LoraConfig, get_peft_model
 
         targets = [rf"model\.language_model\.layers\.\d+\..*\.{LORA_LAYERS}"]
         if tower:
-            count = self.llava.config.vision_config.num_hidden_layers
-            layers = self.llava.config.vision_feature_layer
-            # The deepest layer that is read: -1 is the last, and hidden state 0 is what enters the first.
-            layer = max([layers] if isinstance(layers, int) else layers, key=lambda i: i % (count + 1))
-            used = range(count + 1 + layer if layer < 0 else layer)
+            used = range(max(self.layers_read))
+            if tower_blocks is not None and tower_blocks > len(used):
+                raise ConfigError(
+                    f"The projector reads {len(used)} blocks of the vision tower, so {tower_blocks} cannot be trained.",
+                    where="stage2.tower_blocks",
+                    mend="Lower it, or set it to null: all blocks that are read.",
+                )
+            used = used[len(used) - tower_blocks :] if tower_blocks is not None else used
             numbers = "|".join(str(number) for number in used)
             targets.append(rf"model\.vision_tower\..*layers?\.(?:{numbers})\..*\.{LORA_LAYERS}")
         config = LoraConfig(
@@ -280,6 +330,9 @@ def load(folder: Path, checkpoint: str, described: dict[str, Any]) -> VLM:
     for name in described["adapters"]:
         apply_adapter(vlm, folder / name)
     vlm.adapters = tuple(described["adapters"])
+    # Models of an earlier release do not say so.
+    if described.get("base_below") is not None:
+        vlm.base_trunk = vlm.trunk_below(described["base_below"])
     vlm.llava.eval()
     return vlm
 
@@ -297,8 +350,14 @@ def apply_adapter(vlm: VLM, folder: Path) -> None:
     vlm.merge_adapter()
 
 
-def save(vlm: VLM, folder: Path, *, name: str, seed: int, earlier: Path | None = None) -> None:
-    """Write a trained model: its adapter, the adapters of `earlier` stages (small files), and `model.json`."""
+def save(
+    vlm: VLM, folder: Path, *, name: str, seed: int, earlier: Path | None = None, tower_blocks: int | None = None
+) -> None:
+    """Write a trained model: its adapter, the adapters of `earlier` stages (small files), and `model.json`.
+
+    Args:
+        tower_blocks: blocks of the tower, of those that are read, that may not be the base's; None: all.
+    """
     import shutil
 
     vlm.save(folder / f"adapter-{name}")
@@ -312,4 +371,5 @@ def save(vlm: VLM, folder: Path, *, name: str, seed: int, earlier: Path | None =
         image_size=vlm.image_size,
         seed=seed,
         adapters=[*vlm.adapters, f"adapter-{name}"],
+        base_below=tower_blocks,
     )

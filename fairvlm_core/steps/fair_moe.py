@@ -123,7 +123,7 @@ def run(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path])
     history = train_fair_moe(dual, job, config)
     seen = config.epochs * len(job.train)
     rate = seen / (time.perf_counter() - started)
-    save(dual, outputs["out"], name="fair_moe", seed=config.seed)
+    save(dual, outputs["out"], name="fair_moe", seed=config.seed, train_blocks=config.train_blocks)
     cut = sum(dual.shorten(note) != note for note in job.train.notes if note)
     if cut:
         print(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,8 +74,9 @@ def run(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path])
     for split in config.splits:
         rows = rows_of(table, split)
         keys = rows.column("image").to_pylist()
+        scored = _scorer(model, store, keys, split)
         parts = [
-            model.score(store.read(keys[start : start + BATCH]))
+            scored(slice(start, start + BATCH))
             for start in track(range(0, len(keys), BATCH), f"Scoring {split} with {described['name']}")
         ]
         found[split] = np.concatenate(parts) if parts else np.zeros((0, len(task.labels)), dtype=np.float32)
@@ -105,6 +106,29 @@ def run(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path])
             config, inputs, outputs["out"], model, store, rows, found[split], described
         )
     return metrics
+
+
+def _scorer(model: Any, store: Any, keys: list[str], split: str) -> Callable[[slice], Any]:
+    """Scores of a part of the images; of a model that shares its lower blocks with others, those are computed once."""
+    import os
+
+    import numpy as np
+    import torch
+
+    from fairvlm_core.models import device
+    from fairvlm_core.models.trunk import FEATURES, trunk_tokens
+
+    trunk = getattr(model, "base_trunk", None)
+    if trunk is None or not os.environ.get(FEATURES):
+        return lambda part: model.score(store.read(keys[part]))
+    rows, place = np.unique(store.rows(keys), return_inverse=True)
+    tokens = trunk_tokens(trunk, store, rows, label=split)
+
+    def score(part: slice) -> Any:
+        with torch.inference_mode():
+            return model.score_features(trunk.upper(tokens[place[part]].to(device()))).float().cpu().numpy()
+
+    return score
 
 
 def _answers(config: Config, model: Any, store: Any, rows: Any, split: str) -> Any:

@@ -42,6 +42,12 @@ class Config(TaskConfig):
         low=0,
     )
     covariance_weight: float = option(0.1, "Weight of the covariance terms in the moment alignment.", low=0)
+    tower_blocks: int | None = option(
+        None,
+        "How many of the last blocks of the vision tower get LoRA, of those that the projector reads: none all (the "
+        "paper's), 0 no block. What lies below is frozen, and computed once where augment is false.",
+        low=0,
+    )
 
 
 def run(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path]) -> dict[str, Any]:
@@ -53,9 +59,13 @@ def run(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path])
     from fairvlm_core.training.fairmed import train_stage2
 
     job = begin(config, inputs, outputs, read=("cohort", "base", "stage1"))
-    vlm = load(inputs["stage1"], base_path(inputs["base"], "vlm"), describe(inputs["stage1"]))
+    described = describe(inputs["stage1"])
+    vlm = load(inputs["stage1"], base_path(inputs["base"], "vlm"), described)
     started = time.perf_counter()
     history = train_stage2(vlm, job, config)
     seen = config.epochs * len(job.train)
-    save(vlm, outputs["out"], name="stage2", seed=config.seed, earlier=inputs["stage1"])
+    # A block that an earlier stage has trained is no longer the base's.
+    before, now = described.get("base_below"), config.tower_blocks
+    changed = None if before is None or now is None else max(before, now)
+    save(vlm, outputs["out"], name="stage2", seed=config.seed, earlier=inputs["stage1"], tower_blocks=changed)
     return finish(history, outputs["out"], seen / (time.perf_counter() - started))

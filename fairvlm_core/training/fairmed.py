@@ -15,6 +15,7 @@ from fairvlm_core.losses import fairness_terms
 from fairvlm_core.losses.bank import bank_from_tensors, bank_tensors, empty_bank, remember
 from fairvlm_core.models import device
 from fairvlm_core.models.packing import micro_batches, packed_length
+from fairvlm_core.models.trunk import Trunk
 from fairvlm_core.models.vlm import VLM
 from fairvlm_core.training import ranks
 from fairvlm_core.training.baselines import project_gradients
@@ -39,10 +40,11 @@ ADVERSARY_RATE = 10.0  # an adversary that learns as slowly as what it watches n
 
 def train_stage1(vlm: VLM, job: Job, config: Any) -> dict[str, list]:
     """Concept alignment of the projector, then instruction tuning (FairMed-VLM, Stage 1); the tower is frozen."""
-    prepare(vlm, job, config, tower=False)
+    prepare(vlm, job, config, tower_blocks=0)
     vlm.llava.eval()  # the tower's features must not depend on dropout
-    train = Tower(job.train, vlm.features, cache=config.cache_features, label="training")
-    validation = Tower(job.validation, vlm.features, cache=True, label="validation")
+    trunk = split(vlm, config, 0)
+    train = Tower(job.train, trunk, cache=config.cache_features, label="training")
+    validation = Tower(job.validation, trunk, cache=True, label="validation")
     vlm.llava.train()
     named = {name: p for name, p in vlm.llava.named_parameters() if p.requires_grad}
     projector = {name: p for name, p in named.items() if "multi_modal_projector" in name}
@@ -79,11 +81,16 @@ def train_stage1(vlm: VLM, job: Job, config: Any) -> dict[str, list]:
 
 
 def train_stage2(vlm: VLM, job: Job, config: Any) -> dict[str, list]:
-    """LoRA on tower and language model with the fairness losses on z (FairMed-VLM, Stage 2)."""
-    prepare(vlm, job, config, tower=True)
+    """LoRA on tower and language model with the fairness losses on z (FairMed-VLM, Stage 2).
+
+    What lies below the blocks of the tower that are trained is frozen: computed once, unless images are augmented.
+    """
+    prepare(vlm, job, config, tower_blocks=config.tower_blocks)
+    vlm.llava.eval()  # what is frozen must not depend on dropout
+    trunk, frozen = split(vlm, config, config.tower_blocks), config.tower_blocks is not None
+    train = Tower(job.train, trunk, cache=frozen and not job.augment, label="training")
+    validation = Tower(job.validation, trunk, cache=frozen, label="validation")
     vlm.llava.train()
-    train = Tower(job.train, vlm.features, cache=False, label="training")
-    validation = Tower(job.validation, vlm.features, cache=False, label="validation")
     named = {name: p for name, p in vlm.llava.named_parameters() if p.requires_grad}
 
     def pictures(batch: Batch, generator: torch.Generator, part: slice) -> Tensor:
@@ -134,14 +141,20 @@ def train_stage2(vlm: VLM, job: Job, config: Any) -> dict[str, list]:
     return {"fairness": found}
 
 
-def prepare(vlm: VLM, job: Job, config: Any, *, tower: bool) -> None:
-    """Give the model its LoRA matrices, and lay it out in memory as the config asks."""
+def prepare(vlm: VLM, job: Job, config: Any, *, tower_blocks: int | None) -> None:
+    """Give the model its LoRA matrices (the tower in its last blocks, None: all), and lay it out as the config asks."""
     torch.manual_seed(job.seed)  # LoRA starts at random
-    vlm.add_adapter(rank=config.lora_rank, alpha=config.lora_alpha, tower=tower)
+    vlm.add_adapter(rank=config.lora_rank, alpha=config.lora_alpha, tower=tower_blocks != 0, tower_blocks=tower_blocks)
     if config.checkpoint_gradients:
         vlm.checkpoint_gradients()
     if config.shard:
         shard(vlm)
+
+
+def split(vlm: VLM, config: Any, tower_blocks: int | None) -> Trunk:
+    """The tower's trunk, and the rest of it; a rank that holds a part of the weights cannot say whose trunk it is."""
+    trunk = vlm.trunk_below(tower_blocks)
+    return replace(trunk, shared=False) if config.shard else trunk
 
 
 def _bank(vlm: VLM, samples: Samples, capacity: int) -> dict[str, Tensor]:

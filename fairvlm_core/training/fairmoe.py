@@ -11,8 +11,9 @@ from torch import Tensor
 
 from fairvlm_core.losses import importance_loss, load_loss, router_z_loss, transport_distances
 from fairvlm_core.models.dual import DualEncoder
-from fairvlm_core.models.fair_moe import Encoded, blocks
+from fairvlm_core.models.fair_moe import Encoded
 from fairvlm_core.models.moe import Routing, routing_statistics
+from fairvlm_core.models.trunk import blocks
 from fairvlm_core.training.engine import Schedule, one_pass
 from fairvlm_core.training.job import Job, Tower
 from fairvlm_core.training.objectives import (
@@ -33,11 +34,11 @@ def train_fair_moe(dual: DualEncoder, job: Job, config: Any) -> dict[str, list]:
     """The contrastive loss plus FOL, all group batches in the forward pass of the batch (Fair-MoE)."""
     dual.freeze(config.train_blocks)
     depth = config.train_blocks or len(blocks(dual.towers["image"]))
-    compute = lambda images: dual.trunk(images, depth)  # noqa: E731 (two towers share it)
-    frozen = bool(config.train_blocks)
+    trunk = dual.trunk_below(depth)
     dual.train(False)
-    train = Tower(job.train, compute, cache=frozen and not job.augment, label="training")
-    validation = Tower(job.validation, compute, cache=frozen, label="validation")
+    frozen = bool(config.train_blocks)
+    train = Tower(job.train, trunk, cache=frozen and not job.augment, label="training")
+    validation = Tower(job.validation, trunk, cache=frozen, label="validation")
     dual.train()
 
     distances = transport_distances if config.distance == "exact" else sinkhorn_distances(config.blur)
@@ -67,7 +68,8 @@ def train_fair_moe(dual: DualEncoder, job: Job, config: Any) -> dict[str, list]:
         if config.group_batches == "shared":
             groups = shared_groups(job.train.groups[indices[said]])
         layout = GroupBatches(sizes[0], groups)
-        tokens = train(Batch(indices[said], repeated[said]), generator if job.augment else None)
+        batch = Batch(indices[said], repeated[said])
+        tokens = train.tokens(train.inputs(batch, generator if job.augment else None))
         image = dual.head(tokens, depth)
         spoken = [text for text in texts if text is not None]
         text = encode_unique(dual, spoken)
@@ -89,7 +91,7 @@ def train_fair_moe(dual: DualEncoder, job: Job, config: Any) -> dict[str, list]:
     def score() -> np.ndarray:
         dual.train(False)
         with torch.no_grad():
-            features = torch.cat([dual.head(tokens, depth).features for tokens in validation.in_order()])
+            features = torch.cat(validation.in_order())
         found = dual.score_features(features).cpu().numpy()
         dual.train()
         return found

@@ -14,6 +14,8 @@ from torch import Tensor
 from fairvlm_core.evaluation.predictions import Scores
 from fairvlm_core.evaluation.selection import selection_figures
 from fairvlm_core.evaluation.thresholds import decide
+from fairvlm_core.models import device
+from fairvlm_core.models.trunk import Trunk, trunk_tokens
 from fairvlm_core.training import ranks
 from fairvlm_core.training.batches import Samples, augment, balanced_epoch, strata, stratified_batches
 from fairvlm_core.training.engine import Schedule, fit
@@ -110,45 +112,39 @@ def judged(samples: Samples, y_score: np.ndarray, criterion: str) -> dict[str, f
 
 
 class Tower:
-    """The lower part of the image side: computed once where it is frozen, else at each step."""
+    """The image side of a split: its trunk is computed once where it is frozen, else at each step."""
 
-    def __init__(self, samples: Samples, compute: Callable[[Any], Tensor], *, cache: bool, label: str) -> None:
-        self.samples, self.compute = samples, compute
+    def __init__(self, samples: Samples, trunk: Trunk, *, cache: bool, label: str) -> None:
+        self.samples, self.trunk = samples, trunk
         self.cached: Tensor | None = None
         if cache:
-            from fairvlm_core.progress import track
-
             # Repetitions share their image; each image is computed once.
             rows, self.place = np.unique(samples.rows, return_inverse=True)
-            first = np.array([np.flatnonzero(self.place == i)[0] for i in range(len(rows))])
-            parts = []
-            with torch.no_grad():
-                for start in track(range(0, len(rows), FEATURE_BATCH), f"Image features, {label}"):
-                    parts.append(compute(samples.images(first[start : start + FEATURE_BATCH])))
-            self.cached = torch.cat(parts)
+            self.cached = trunk_tokens(trunk, samples.store, rows, label=label)
 
     def inputs(self, batch: Batch, generator: torch.Generator | None = None, part: slice | None = None) -> Any:
-        """What `features` takes, for a part of a batch (by default all of it).
+        """What `tokens` and `features` take, for a part of a batch (by default all of it).
 
         Images of repetitions are augmented where a generator is given; it is drawn from for the whole batch, so that
         the parts are those of the whole.
         """
         part = part or slice(0, len(batch.indices))
         if self.cached is not None:
-            return self.cached[self.place[batch.indices[part]]]
+            return self.cached[self.place[batch.indices[part]]].to(device())
         images: Any = self.samples.images(batch.indices[part])
         return images if generator is None else augment(images, batch.repeated, generator, part)
 
-    def features(self, inputs: Any) -> Tensor:
-        """Features of images, which may have been computed before."""
-        return inputs if self.cached is not None else self.compute(inputs)
+    def tokens(self, inputs: Any) -> Tensor:
+        """What the trunk gives, which may have been computed before."""
+        return inputs if self.cached is not None else self.trunk.lower(inputs)
 
-    def __call__(self, batch: Batch, generator: torch.Generator | None = None) -> Tensor:
-        """Features of a batch."""
-        return self.features(self.inputs(batch, generator))
+    def features(self, inputs: Any) -> Tensor:
+        """What the trunk and the rest give."""
+        return self.trunk.upper(self.tokens(inputs))
 
     def in_order(self) -> list[Tensor]:
         """Features of this rank's share of the samples, in order and in batches, without augmentation."""
         mine = np.arange(len(self.samples))[ranks.share(len(self.samples))]
         none = np.zeros(FEATURE_BATCH, dtype=bool)
-        return [self(Batch(mine[part], none)) for part in ranks.shares(len(self.samples), FEATURE_BATCH)]
+        parts = ranks.shares(len(self.samples), FEATURE_BATCH)
+        return [self.features(self.inputs(Batch(mine[part], none))) for part in parts]

@@ -17,7 +17,7 @@ from fairvlm_core.models.vlm import VLM
 from fairvlm_core.training import ranks
 
 # What is called from outside. Each gathers what belongs to no block: embeddings, head, projector and norms.
-ENTRANCES = ("features", "project", "concept_embeddings", "answer_logits", "read")
+ENTRANCES = ("features", "lower", "upper", "project", "concept_embeddings", "answer_logits", "read")
 
 
 class _Root(nn.Module):
