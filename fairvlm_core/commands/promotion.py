@@ -55,7 +55,7 @@ def promote(
         ask=_ask if sys.stdin.isatty() else None,
         say=typer.echo,
     )
-    _tell(moved)
+    _tell(moved, "To go back")
 
 
 def rollback(
@@ -67,7 +67,8 @@ def rollback(
     """Make the champion before the one in use champion again."""
     from fairvlm_core.registry.promote import rollback as go_back
 
-    _tell(go_back(registered_name, tracking_uri=tracking_uri, because=because, say=typer.echo))
+    moved = go_back(registered_name, tracking_uri=tracking_uri, because=because, say=typer.echo)
+    _tell(moved, "To go back further")
 
 
 def audit(
@@ -117,8 +118,8 @@ def _ask(told: str) -> str:
     return str(typer.prompt("Why is it promoted all the same? (nothing: it is not)", default="", show_default=False))
 
 
-def _tell(moved: Moved) -> None:
+def _tell(moved: Moved, back: str) -> None:
     before = f"version {moved.previous} is `previous`" if moved.previous else "there is no version before it"
     typer.echo(f"Version {moved.champion} of {moved.name} on {moved.server} is champion now; {before}.")
     if moved.previous:
-        typer.echo(f"To go back: fairvlm rollback --registered-name {moved.name} --tracking-uri {moved.server}")
+        typer.echo(f"{back}: fairvlm rollback --registered-name {moved.name} --tracking-uri {moved.server}")

@@ -142,7 +142,8 @@ def against_champion(evidence: Evidence, name: str, champion: Registered | None)
     tags = evidence.found.tags
     if champion and "fingerprint" in tags and all(champion.tags.get(key) == tags.get(key) for key in SAME):
         reason = f"It is champion already: version {champion.number} of {name} is this model, judged by this gate."
-        return [Objection("champion", reason, "Nothing is left to do.", final=True)]
+        mend = "Nothing is left to do; if it was made champion by hand, roll back, and promote it then."
+        return [Objection("champion", reason, mend, final=True)]
     if evidence.gate is None:  # said already
         return []
     against = evidence.gate["champion"]

@@ -328,6 +328,39 @@ def test_a_person_at_a_terminal_is_asked(here):
     assert look().moves[0].tags["because"] == BECAUSE
 
 
+@pytest.mark.parametrize(("alias", "reached"), [("previous", False), ("champion", False), ("", True)])
+def test_a_connection_that_is_lost_on_the_way_is_told_and_tidied_up(here, monkeypatch, alias, reached):
+    for weight in (1.0, 2.0, 3.0):
+        make(here, weight)
+    do("1")
+    change = MlflowClient.set_registered_model_alias
+    tag = MlflowClient.set_model_version_tag
+
+    def lost(client, name, key, *rest):
+        if key == alias:
+            raise mlflow.MlflowException("the connection was lost")
+        return change(client, name, key, *rest)
+
+    def lost_later(client, name, number, key, value):
+        if reached and key == "promoted_by":
+            raise mlflow.MlflowException("the connection was lost")
+        return tag(client, name, number, key, value)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "set_registered_model_alias", lost)
+        patch.setattr(MlflowClient, "set_model_version_tag", lost_later)
+        with pytest.raises(FairVLMError, match="the connection was lost") as told:
+            do("2", because=BECAUSE)
+    assert "Version 2 of fairvlm was to become champion; whether it did, `fairvlm audit` tells" in told.value.what
+    assert look().champion == ("2" if reached else "1")
+    with pytest.raises(FairVLMError, match="Somebody is moving the champion right now: anna"):
+        do("3", because=BECAUSE)
+    moved, said = do("3", because=BECAUSE, patience=0)
+    assert said == []
+    assert (moved.champion, moved.previous) == ("3", "2" if reached else "1")
+    assert [look().state(move) for move in look().moves] == ["done", "done" if reached else "abandoned", "lost", "done"]
+
+
 @pytest.fixture
 def fairvlm(monkeypatch, capsys):
     """Run the command: exit status, standard output, standard error."""
