@@ -163,7 +163,7 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 def _released(cohort: Path) -> tuple[list[str], list[str]]:
-    """The releases and modalities in the cohort: of the training rows, whose number is not told here."""
+    """The releases and modalities that the cohort names; how many rows each has is not told."""
     import pyarrow.parquet as pq
 
     from fairvlm_core.cohort.table import COHORT_FILE
