@@ -24,6 +24,7 @@ TOY_COHORT = {
     "base_models.clip_steps": 8,
     "base_models.llava_steps": 8,
     "base_models.pictures": 64,
+    "evaluate.resamples": 100,
 }
 TOY = {
     **TOY_COHORT,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from fairvlm_core.config import read_params
+from fairvlm_core.errors import ConfigError
 from fairvlm_core.experiments import EXPERIMENTS, load_experiment
 from fairvlm_core.steps import STEPS
 
@@ -47,20 +48,63 @@ def experiment(
     toy: Annotated[
         bool, typer.Option("--toy", help="So small that it takes a minute or two and shows nothing.")
     ] = False,
+    jobs: Annotated[
+        int, typer.Option(min=1, help="Processes side by side, each with one thread; what they print is in OUT/logs.")
+    ] = 1,
+    document: Annotated[
+        Path | None, typer.Option(help="Markdown file in which the table stands between marks: it is written anew.")
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="Of an experiment with several settings (controlled), this one alone; may be repeated."),
+    ] = None,
 ) -> None:
     """Run a table of the papers: every recipe over several seeds, with paired tests against the full method."""
-    from rich.console import Console
-
-    from fairvlm_core.experiments.grid import CHAIN, changed
-    from fairvlm_core.experiments.runner import run_experiment
-    from fairvlm_core.experiments.tables import terminal
+    from fairvlm_core.experiments.grid import CHAIN, Suite
+    from fairvlm_core.experiments.runner import run_experiment, run_suite, sized
 
     assert name  # or the command has said which there are
     grid = load_experiment(name)
+    given = sized(grid, {step: read_params(params, step, STEPS) if params else {} for step in CHAIN}, toy=toy)
+    flags = {"params": params, "root": root, "out": out, "seeds": seeds}
+    said = [f"--{flag} {value}" for flag, value in flags.items() if value is not None]
+    said += [f"--only {setting}" for setting in only or []]
+    said += [f"--{flag}" for flag, asked in (("together", together), ("toy", toy)) if asked]
+    command = " ".join([f"fairvlm experiment {name}", *said])
+    if isinstance(grid, Suite):
+        if together:
+            raise ConfigError(
+                f"{name} has one model for all attributes already.", where="--together", mend="Leave it out."
+            )
+        grid = grid.only(only) if only else grid
+        grid = grid.small() if toy else grid
+        run_suite(grid, given, out, seeds=seeds, root=root, jobs=jobs, command=command)
+        typer.echo(f"The table over all settings is at {out / name}.md, .json and .png; it names the others.")
+        _write(document, out)
+        return
+    if only:
+        raise ConfigError(f"{name} has no settings to choose from.", where="--only", mend="Leave it out.")
     if together:
         grid = dataclasses.replace(grid, apart=False)
-    given = {step: read_params(params, step, STEPS) if params else {} for step in CHAIN}
-    found = run_experiment(grid, changed(given, grid.toy if toy else {}, where=name), out, seeds=seeds, root=root)
-    Console().print(terminal(found))
+    found = run_experiment(grid, given, out, seeds=seeds, root=root, jobs=jobs, command=command)
+    _show(found)
     typer.echo(f"The tables are at {out / name}.md, .json and .png.")
     typer.echo("Reports of the first seed: " + ", ".join(str(out / report) for report in found["reports"]))
+    _write(document, out)
+
+
+def _write(document: Path | None, out: Path) -> None:
+    """Write the tables of a document anew whose marks name the folder that was written and a table in it."""
+    from fairvlm_core.experiments.document import update
+
+    if document is not None:
+        done = update(document, out.absolute().parent)
+        typer.echo(f"Written anew in {document}: {', '.join(done) or f'nothing, for it has no mark for {out.name}'}.")
+
+
+def _show(found: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    from fairvlm_core.experiments.tables import terminal
+
+    Console().print(terminal(found))

@@ -5,17 +5,18 @@ from __future__ import annotations
 import importlib
 
 from fairvlm_core.errors import ConfigError, nearest
-from fairvlm_core.experiments.grid import Experiment
+from fairvlm_core.experiments.grid import Experiment, Suite
 
 # Name of the command -> module that holds its grid as `EXPERIMENT`.
 EXPERIMENTS = {
     **{f"fairmed_table{number}": f"experiments.fairmed_table{number}" for number in range(2, 5)},
     **{f"fairmoe_table{number}": f"experiments.fairmoe_table{number}" for number in range(1, 7)},
     **{f"fairmoe_{name}": f"experiments.fairmoe_{name}" for name in ("settings", "routing")},
+    "controlled": "experiments.controlled",
 }
 
 
-def load_experiment(name: str) -> Experiment:
+def load_experiment(name: str) -> Experiment | Suite:
     """The grid of a name.
 
     Raises:
@@ -27,7 +28,7 @@ def load_experiment(name: str) -> Experiment:
             mend=f"{nearest(name, EXPERIMENTS)} `fairvlm experiment` says what each of them compares.",
         )
     try:
-        return importlib.import_module(EXPERIMENTS[name]).EXPERIMENT
+        found: Experiment | Suite = importlib.import_module(EXPERIMENTS[name]).EXPERIMENT
     except ModuleNotFoundError as error:
         if error.name not in ("experiments", EXPERIMENTS[name]):
             raise
@@ -36,3 +37,4 @@ def load_experiment(name: str) -> Experiment:
             where=EXPERIMENTS[name],
             mend="Install it anew from a checkout: pip install -e .",
         ) from None
+    return found

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fairvlm_core.config import build
 from fairvlm_core.errors import ConfigError, nearest
-from fairvlm_core.experiments.heads import HEADS
+from fairvlm_core.experiments.heads import HEADS, MODEL
 from fairvlm_core.steps import step_module
 
 # The steps that an experiment runs, in order; of the trainings, those that lead to the one that is judged.
@@ -27,7 +27,9 @@ CHAIN = (
 )
 SEEDED = ("stage1", "stage2", "fair_moe")
 JUDGED = ("stage2", "fair_moe")
-MODEL = "model"
+HEAD = "head"  # the section of overrides that are options of a recipe's head
+# What can select a candidate on validation: rankings, for there no threshold has been chosen yet.
+CRITERIA = ("auc", "es_auc", "worst_group_auc")
 # How a table is laid out: a block of rows for each method, a block for each attribute, or a column for each attribute.
 METHODS, ATTRIBUTES, WIDE = "methods", "attributes", "wide"
 OVERALL = ("accuracy", "auc")
@@ -44,27 +46,47 @@ class Recipe:
     Attributes:
         name: short, for files.
         title: for readers.
-        overrides: "step.field" -> value.
+        overrides: "step.field" -> value; "head.option" for an option of the head.
         head: who decides: the model, or one of `HEADS` in its place.
+        candidates: overrides to choose from on validation, before the seeds of the table are trained; none or one:
+            nothing is tuned.
+        follows: the recipe whose choice this one takes over, where both have a field to change its own changes count:
+            an ablation leaves out a part of what was tuned.
+        baseline: whether this is a yardstick and no method. It is computed once, not tested, and on no Pareto front.
     """
 
     name: str
     title: str
     overrides: Mapping[str, Any] = field(default_factory=dict)
     head: str = MODEL
+    candidates: tuple[Mapping[str, Any], ...] = ()
+    follows: str = ""
+    baseline: bool = False
 
     def __post_init__(self) -> None:
-        known = (MODEL, *HEADS)
+        known, where = (MODEL, *HEADS), f"recipe {self.name}"
         if self.head not in known:
+            raise ConfigError(f'There is no head "{self.head}".', where=where, mend=nearest(self.head, known))
+        if self.candidates and (self.follows or (self.head != MODEL and not HEADS[self.head].ranks)):
             raise ConfigError(
-                f'There is no head "{self.head}".', where=f"recipe {self.name}", mend=nearest(self.head, known)
+                "A recipe cannot have candidates and follow another, nor have them where its decisions rank nobody.",
+                where=where,
+                mend="Name in `follows` the recipe whose choice it takes, and give that one the candidates.",
             )
 
     def derive(
-        self, name: str, title: str, overrides: Mapping[str, Any] | None = None, *, head: str | None = None
+        self,
+        name: str,
+        title: str,
+        overrides: Mapping[str, Any] | None = None,
+        *,
+        head: str | None = None,
+        candidates: tuple[Mapping[str, Any], ...] = (),
+        follows: str = "",
     ) -> Recipe:
-        """The same recipe with more changes; where both change a field, the new value counts."""
-        return Recipe(name, title, {**self.overrides, **(overrides or {})}, head or self.head)
+        """The same recipe with more changes; where both change a field, the new value counts. It is tuned by itself."""
+        changes = {**self.overrides, **(overrides or {})}
+        return Recipe(name, title, changes, head or self.head, candidates, follows)
 
 
 @dataclass(frozen=True)
@@ -101,6 +123,8 @@ class Experiment:
             the paper of Fair-MoE; by default one model is trained for all of them and judged on every attribute.
         toy: "step.field" -> value, the size at which the whole experiment takes a minute.
         layout: that of the paper's table.
+        params: "step.field" -> value, what all recipes have in common, ingest and base models included.
+        criterion: what selects a candidate on validation, of `CRITERIA`.
     """
 
     name: str
@@ -111,6 +135,8 @@ class Experiment:
     apart: bool = False
     toy: Mapping[str, Any] = field(default_factory=dict)
     layout: Layout = Layout()
+    params: Mapping[str, Any] = field(default_factory=dict)
+    criterion: str = "es_auc"
 
     def __post_init__(self) -> None:
         names = [recipe.name for recipe in self.recipes]
@@ -124,6 +150,84 @@ class Experiment:
             raise ConfigError(
                 f"An experiment cannot judge {self.trained}.", where=self.name, mend=nearest(self.trained, JUDGED)
             )
+        if self.criterion not in CRITERIA:
+            raise ConfigError(
+                f"Candidates cannot be selected by {self.criterion}.",
+                where=self.name,
+                mend=nearest(self.criterion, CRITERIA),
+            )
+        self._check_budget()
+
+    @property
+    def budget(self) -> int:
+        """How many candidates each tuned recipe has; 0 where nothing is tuned."""
+        return max(len(recipe.candidates) for recipe in self.recipes)
+
+    def _check_budget(self) -> None:
+        """Each method gets the same number of attempts, or takes over what another one chose."""
+        tuned = [recipe.name for recipe in self.recipes if recipe.candidates]
+        for recipe in self.recipes:
+            count = len(recipe.candidates)
+            if not recipe.baseline and (count != self.budget and not recipe.follows):
+                raise ConfigError(
+                    f"{recipe.name} has {count} candidates where another recipe has {self.budget}.",
+                    where=self.name,
+                    mend="Give each method the same number of candidates, or name the one that it follows.",
+                )
+            if recipe.follows and recipe.follows not in tuned:
+                raise ConfigError(
+                    f"{recipe.name} follows {recipe.follows}, which has no candidates.",
+                    where=self.name,
+                    mend=nearest(recipe.follows, tuned) if tuned else "Give that one candidates.",
+                )
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Several experiments with one more table over all of them: what a method does in each of several settings.
+
+    Attributes:
+        settings: name of the setting -> its title, in the order of the table.
+        experiments: setting -> its experiments, which differ in the models that they judge.
+        untouched: the setting that the others are read against.
+        attributes: those that its table shows.
+    """
+
+    name: str
+    title: str
+    settings: Mapping[str, str]
+    experiments: Mapping[str, tuple[Experiment, ...]]
+    untouched: str
+    attributes: tuple[str, ...] = ("sex", "age_group", "sex x age_group")
+
+    @property
+    def toy(self) -> Mapping[str, Any]:
+        """The size at which all of it takes minutes."""
+        return {key: value for grids in self.experiments.values() for grid in grids for key, value in grid.toy.items()}
+
+    def small(self) -> Suite:
+        """The same with two candidates where there are more, for a toy."""
+
+        def cut(grid: Experiment) -> Experiment:
+            recipes = tuple(replace(recipe, candidates=recipe.candidates[:2]) for recipe in grid.recipes)
+            return replace(grid, recipes=recipes)
+
+        each = {name: tuple(cut(grid) for grid in grids) for name, grids in self.experiments.items()}
+        return replace(self, experiments=each)
+
+    def only(self, settings: Sequence[str]) -> Suite:
+        """The same with some of the settings.
+
+        Raises:
+            ConfigError: for a setting that there is not.
+        """
+        for name in settings:
+            if name not in self.settings:
+                raise ConfigError(
+                    f'{self.name} has no setting "{name}".', where="--only", mend=nearest(name, self.settings)
+                )
+        kept = {name: title for name, title in self.settings.items() if name in settings}
+        return replace(self, settings=kept, experiments={name: self.experiments[name] for name in kept})
 
 
 def both(*steps: str, **values: Any) -> dict[str, Any]:
@@ -136,32 +240,37 @@ def both(*steps: str, **values: Any) -> dict[str, Any]:
 
 
 def changed(params: Params, overrides: Mapping[str, Any], *, where: str) -> dict[str, dict[str, Any]]:
-    """The parameters with overrides, a section per step of `CHAIN`.
+    """The parameters with overrides, a section per step of `CHAIN` and one for a head's options.
+
+    "ingest.options.shortcut" changes one of the options and leaves the others.
 
     Raises:
         ConfigError: when an override does not name a step that an experiment runs.
     """
-    sections = {step: dict(params.get(step) or {}) for step in CHAIN}
+    sections = {step: dict(params.get(step) or {}) for step in (*CHAIN, HEAD)}
     for key, value in overrides.items():
         step, _, name = key.partition(".")
         if step not in sections or not name:
             raise ConfigError(
                 f'The override "{key}" names no step of an experiment.', where=where, mend=nearest(step, CHAIN)
             )
-        sections[step][name] = value
+        name, _, inner = name.partition(".")
+        sections[step][name] = {**(sections[step].get(name) or {}), inner: value} if inner else value
     return sections
 
 
 def configs(params: Params, overrides: Mapping[str, Any], *, where: str) -> dict[str, Any]:
-    """The config of each step of `CHAIN`.
+    """The config of each step of `CHAIN`, and a head's options as they are.
 
     Raises:
         ConfigError: naming the parameter that does not exist or cannot have its value.
     """
     sections = changed(params, overrides, where=where)
-    return {
+    head = sections.pop(HEAD)
+    built = {
         step: build(step_module(step).Config, values, where=f"{where}, {step}") for step, values in sections.items()
     }
+    return {**built, HEAD: head}
 
 
 def described(config: Any) -> dict[str, Any]:

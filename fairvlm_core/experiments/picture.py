@@ -9,8 +9,9 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from fairvlm_core.evaluation.report.words import attribute_name
+from fairvlm_core.experiments.heads import MAJORITY
 from fairvlm_core.experiments.summary import GAPS, about, front, in_one, measure
-from fairvlm_core.experiments.tables import READS, marked, metric_name
+from fairvlm_core.experiments.tables import READS, baselines, marked, metric_name
 from fairvlm_core.files import written
 
 # Metric, whether it is about an attribute, and which way is better.
@@ -22,6 +23,7 @@ PANELS = (
     ("eod", True, "lower"),
 )
 DOT, LINE, REFERENCE, FRONT = "#1273a3", "#1d2733", "#c4532f", "#7a8794"
+YARDSTICK = "#8a6d00"
 # Colour and shape of each method in turn; neither repeats before both have, so that they can be told apart in grey.
 COLOURS = ("#1273a3", "#8a6d00", "#5b8c3a", "#7d4fa0", "#2a9d96", "#a8447a", "#4a5a6a")
 SHAPES = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
@@ -36,14 +38,14 @@ def draw(summary: Mapping[str, Any], path: Path) -> None:
         for metric, by_attribute, better in PANELS
         if not by_attribute or last
     ]
-    named = marked(summary)
-    names = list(named)
+    named = _drawn(summary)
+    names, yardsticks = list(named), baselines(summary)
     figure = Figure(figsize=(2.4 + 2.3 * len(panels), 1.3 + 0.42 * len(names)), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
     for panel, (metric, attribute, better) in zip(axes, panels, strict=True):
         for i, name in enumerate(names):
             found = measure(summary, name, metric, attribute)
-            colour = REFERENCE if name == summary["reference"] else DOT
+            colour = REFERENCE if name == summary["reference"] else YARDSTICK if name in yardsticks else DOT
             known = [value for value in found["values"] if value is not None]
             panel.plot(known, [i + 0.18] * len(known), "o", color=colour, markersize=4, alpha=0.55, markeredgewidth=0)
             if found["mean"] is not None:
@@ -73,7 +75,7 @@ def draw_front(summary: Mapping[str, Any], path: Path) -> None:
     attribute = in_one(summary)
     if attribute is None:
         return
-    named, kind = marked(summary), summary["kind"]
+    named, kind = _drawn(summary), summary["kind"]
     figure = Figure(figsize=(9.6, 3.6 + 0.08 * len(named)), layout="constrained")
     panels = figure.subplots(1, len(GAPS), squeeze=False, sharey=True)[0]
     for panel, gap in zip(panels, GAPS, strict=True):
@@ -114,6 +116,12 @@ def draw_front(summary: Mapping[str, Any], path: Path) -> None:
         told += f" {READS} needs the patient's demographics at inference."
     figure.supxlabel(told, fontsize=7, color=LINE)
     _save(figure, path)
+
+
+def _drawn(summary: Mapping[str, Any]) -> dict[str, str]:
+    """Titles of what is drawn: an AUC of 0.5, the majority's, would press all the others together."""
+    left_out = {recipe["name"] for recipe in summary["recipes"] if recipe["head"] == MAJORITY}
+    return {name: title for name, title in marked(summary).items() if name not in left_out}
 
 
 def _point(summary: Mapping[str, Any], name: str, gap: str, attribute: str) -> tuple[dict[str, Any], dict[str, Any]]:

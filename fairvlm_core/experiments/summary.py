@@ -11,7 +11,7 @@ import numpy as np
 from fairvlm_core.evaluation.selection import pareto_front
 from fairvlm_core.evaluation.significance import holm, paired_t_test
 from fairvlm_core.experiments.grid import ACROSS, BY_ATTRIBUTE, OVERALL, WORST, Experiment, Recipe
-from fairvlm_core.experiments.heads import POSTPROCESS, READS_GROUPS
+from fairvlm_core.experiments.heads import HEADS, MODEL, READS_GROUPS
 from fairvlm_core.experiments.published import SOURCES, published
 
 RANKING = ("auc", "es_auc")  # what a randomised decision, which is no ranking, does not have
@@ -30,21 +30,29 @@ def summarise(
 
     Every number is that of the test split; thresholds and epochs were chosen on validation. What evaluate suppressed or
     could not judge is missing here, too. The family of a Holm correction is all the recipes that are compared with
-    the reference by the same measure (and attribute).
+    the reference by the same measure (and attribute). Baselines are in no family and on no front: they are there in
+    every table, so that with them every comparison of two methods would be harder for nothing that it asks.
+
+    The interval of a measure is about the patients, and its ends are the means over the seeds of the ends that evaluate
+    found. The standard deviation of a mean is at most the mean of the standard deviations, so that this is no narrower
+    than an interval of the mean.
 
     Args:
-        found: recipe -> attribute -> the content of evaluation.json of each seed, in the order of the seeds.
+        found: recipe -> attribute -> the content of evaluation.json of each seed, in the order of the seeds; of a
+            baseline, the only one.
         dataset: `ingest.dataset` of the run; published numbers are of the same data set, or there are none.
 
     Returns:
         experiment, title, reference, seeds, kind, labels, n, min_cell, dataset, apart, layout {rows, metrics},
-        attributes; `recipes`: a list of {name, title, overrides, head, reads_groups, measures}, the latter a list of
-        {metric, attribute (null for overall), values (per seed), mean, sd, n}; `tests`: a list of {recipe, metric,
+        attributes; `recipes`: a list of {name, title, overrides, head, reads_groups, baseline, measures}, the latter a
+        list of {metric, attribute (null for overall), values (per seed), mean, sd, n, interval ([low, high] or null)};
+        `tests`: a list of {recipe, metric,
         attribute, n, difference, sd, statistic, p_value, p_holm, cohens_d}; `fronts`: a list of {attribute, gap,
         recipes}, the recipes that no other beats in both accuracy and this gap; `published`: a list of {recipe, model,
         attribute, metric, mean, sd, source}, and `sources`: a list of {citation, note}, the n-th of which has the
-        source n - 1. Where each attribute has its own model, every measure belongs to an attribute, and those of "mean
-        over attributes" are means over the models.
+        source n - 1. `tuning`, `follows`, `diagnostics` and `provenance` are empty: whoever ran it fills them in.
+        Where each attribute has its own model, every measure belongs to an attribute, and those of "mean over
+        attributes" are means over the models.
     """
     models = found[experiment.reference]
     first = next(iter(models.values()))[0]
@@ -78,8 +86,14 @@ def summarise(
                 "overrides": {key: _plain(value) for key, value in recipe.overrides.items()},
                 "head": recipe.head,
                 "reads_groups": recipe.head in READS_GROUPS,
+                "baseline": recipe.baseline,
                 "measures": [
-                    {"metric": metric, "attribute": attribute, **_described(values[recipe.name][metric, attribute])}
+                    {
+                        "metric": metric,
+                        "attribute": attribute,
+                        **_described(values[recipe.name][metric, attribute]),
+                        "interval": _interval(recipe, found[recipe.name], metric, attribute),
+                    }
                     for metric, attribute in measures
                 ],
             }
@@ -95,6 +109,7 @@ def summarise(
     shown = published(experiment.name, dataset, apart=experiment.apart)
     keys = list(dict.fromkeys(one.source for one in shown))
     summary["published"] = [{**dataclasses.asdict(one), "source": keys.index(one.source)} for one in shown]
+    summary |= {"tuning": [], "follows": {}, "diagnostics": [], "provenance": {}}
     summary["sources"] = [{"citation": SOURCES[key].citation, "note": SOURCES[key].note} for key in keys]
     return summary
 
@@ -134,7 +149,7 @@ def front(summary: Mapping[str, Any], gap: str, attribute: str) -> list[str]:
 
 
 def _front(summary: Mapping[str, Any], gap: str, attribute: str) -> list[str]:
-    names = list(titles(summary))
+    names = [recipe["name"] for recipe in summary["recipes"] if not recipe["baseline"]]
     accuracy = [measure(summary, name, "accuracy", about(summary, "accuracy", attribute))["mean"] for name in names]
     gaps = [measure(summary, name, gap, attribute)["mean"] for name in names]
     return [name for name, on in zip(names, pareto_front(accuracy, gaps), strict=True) if on]
@@ -145,7 +160,7 @@ def _tests(
     values: Mapping[str, Mapping[tuple[str, str | None], list[float | None]]],
     measures: Sequence[tuple[str, str | None]],
 ) -> list[dict[str, Any]]:
-    others = [recipe for recipe in experiment.recipes if recipe.name != experiment.reference]
+    others = [recipe for recipe in experiment.recipes if recipe.name != experiment.reference and not recipe.baseline]
     tests: list[dict[str, Any]] = []
     for metric, attribute in measures:
         reference = _numbers(values[experiment.reference][metric, attribute])
@@ -163,13 +178,37 @@ def _values(recipe: Recipe, found: Judged, metric: str, attribute: str | None) -
         each = [_values(recipe, found, metric, one) for one in found]
         return [_joined(metric, attribute, values) for values in zip(*each, strict=True)]
     tests = [evaluation["test"] for evaluation in found[None if None in found else attribute]]
-    if recipe.head == POSTPROCESS and metric in RANKING:
+    if not _ranks(recipe) and metric in RANKING:
         return [None] * len(tests)
     if metric in OVERALL:
         return [test["overall"][metric] for test in tests]
     if attribute in (ACROSS, WORST):
         return [test["across"][metric]["mean" if attribute == ACROSS else "worst"] for test in tests]
     return [test["attributes"].get(attribute, {}).get(metric) for test in tests]
+
+
+def _interval(recipe: Recipe, found: Judged, metric: str, attribute: str | None) -> list[float] | None:
+    """The interval of a measure over the patients; see `summarise`."""
+    if not _ranks(recipe) and metric in RANKING:
+        return None
+    if attribute in (ACROSS, WORST) and None not in found:
+        # Other models, other draws of the decisions: what is said of each attribute does not add up to an interval.
+        return None
+    ends = []
+    for evaluation in found[None if None in found else attribute]:
+        sure = evaluation["test"].get("intervals", {})
+        if metric in OVERALL:
+            ends.append(sure.get("overall", {}).get(metric))
+        elif attribute in (ACROSS, WORST):
+            ends.append(sure.get("across", {}).get(metric, {}).get("mean" if attribute == ACROSS else "worst"))
+        else:
+            ends.append(sure.get("attributes", {}).get(attribute, {}).get(metric))
+    known = [pair for pair in ends if pair is not None]
+    return [float(end) for end in np.mean(known, axis=0)] if known else None
+
+
+def _ranks(recipe: Recipe) -> bool:
+    return recipe.head == MODEL or HEADS[recipe.head].ranks
 
 
 def _joined(metric: str, attribute: str | None, values: Sequence[float | None]) -> float | None:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from fairvlm_core.evaluation.report.words import attribute_name, number, parity
 from fairvlm_core.experiments.grid import ACROSS, ATTRIBUTES, BY_ATTRIBUTE, METHODS, OVERALL, WIDE
-from fairvlm_core.experiments.heads import POSTPROCESS
+from fairvlm_core.experiments.heads import MAJORITY, POSTPROCESS
+from fairvlm_core.experiments.sections import sections, table
 from fairvlm_core.experiments.summary import GAPS, about, front, in_one, measure, titles
 
 if TYPE_CHECKING:
@@ -32,6 +33,11 @@ def marked(summary: Summary) -> dict[str, str]:
         recipe["name"]: recipe["title"] + (f" {READS}" if recipe["reads_groups"] else "")
         for recipe in summary["recipes"]
     }
+
+
+def baselines(summary: Summary) -> list[str]:
+    """Names of the recipes that are yardsticks and no methods."""
+    return [recipe["name"] for recipe in summary["recipes"] if recipe["baseline"]]
 
 
 def spread(found: Mapping[str, Any], seeds: int) -> str:
@@ -84,14 +90,15 @@ def markdown(summary: Summary) -> str:
         ]
         for test in summary["tests"]
     ]
-    parts = [f"# {summary['title']}", "", *_table(heads(summary), rows(summary)), "", caption(summary)]
+    parts = [f"# {summary['title']}", "", *table(heads(summary), rows(summary)), "", caption(summary)]
     for i, source in enumerate(summary["sources"], start=1):
         parts += ["", f"[{i}] {source['citation']}. {source['note']}"]
     if summary["layout"]["rows"] == WIDE:
-        parts += ["", "## All measures", "", *_table(heads(summary, METHODS), rows(summary, METHODS))]
+        parts += ["", "## All measures", "", *table(heads(summary, METHODS), rows(summary, METHODS))]
     names = ["method", "measure", "attribute", "difference", "t", "p", "p (Holm)", "Cohen's d"]
     against = f"## Each method minus {named[summary['reference']]}, paired over the seeds"
-    return "\n".join([*parts, "", against, "", *_table(names, tests), ""])
+    shown = {metric: metric_name(metric, summary["kind"]) for metric in (*OVERALL, *BY_ATTRIBUTE)}
+    return "\n".join([*parts, "", against, "", *table(names, tests), *sections(summary, shown), ""])
 
 
 def terminal(summary: Summary) -> Table:
@@ -109,8 +116,8 @@ def terminal(summary: Summary) -> Table:
     for metric in (*OVERALL, *BY_ATTRIBUTE):
         table.add_column(metric_name(metric, summary["kind"]), justify="right", min_width=7)
     for name, title in named.items():
-        cells = [_cell(summary, name, metric, about(summary, metric, last)) for metric in OVERALL]
-        cells += ["–" if last is None else _cell(summary, name, metric, last) for metric in BY_ATTRIBUTE]
+        cells = [cell(summary, name, metric, about(summary, metric, last)) for metric in OVERALL]
+        cells += ["–" if last is None else cell(summary, name, metric, last) for metric in BY_ATTRIBUTE]
         table.add_row(title, *cells)
     return table
 
@@ -147,6 +154,13 @@ def caption(summary: Summary) -> str:
         sentences.append(f"{READS} needs the patient's demographics at inference, which no other method here does.")
     if any(recipe["head"] == POSTPROCESS for recipe in summary["recipes"]):
         sentences.append("Post-processed decisions are randomised and rank nobody, so they have no AUC.")
+    if baselines(summary):
+        sentences.append(
+            f"The methods from {titles(summary)[baselines(summary)[0]]} on are yardsticks, computed once and neither "
+            f"tested nor on a {FRONT}."
+        )
+    if any(recipe["head"] == MAJORITY for recipe in summary["recipes"]):
+        sentences.append("The majority class is one score for everybody: no gap, an AUC of 0.5, and no use.")
     if summary["published"]:
         sentences.append(
             "Rows that begin with published are the papers' numbers for the same data set, with their models, splits "
@@ -181,7 +195,7 @@ def _by_method(summary: Summary, published: Sequence[Mapping[str, Any]]) -> list
         block(
             title,
             summary["attributes"] or [None],
-            lambda metric, attribute, name=name: _cell(summary, name, metric, attribute),
+            lambda metric, attribute, name=name: cell(summary, name, metric, attribute),
             lambda attribute, name=name: _fronts(summary, name, attribute),
         )
         for words, numbers in _published(published, name):
@@ -196,7 +210,7 @@ def _by_attribute(summary: Summary, published: Sequence[Mapping[str, Any]]) -> l
     for attribute in summary["attributes"]:
         shown = attribute_name(attribute)
         for name, title in marked(summary).items():
-            cells = [_cell(summary, name, metric, about(summary, metric, attribute)) for metric in metrics]
+            cells = [cell(summary, name, metric, about(summary, metric, attribute)) for metric in metrics]
             lines.append([shown, title, *cells, _fronts(summary, name, attribute)])
             shown = ""
             for words, numbers in _published(published, name):
@@ -210,7 +224,7 @@ def _wide(summary: Summary, published: Sequence[Mapping[str, Any]]) -> list[list
     attributes, lines = _with_numbers(summary), []
     shown = {metric: metric_name(metric, summary["kind"]) for metric in summary["layout"]["metrics"]}
     for name, title in marked(summary).items():
-        ours: Cells = {(metric, one): _cell(summary, name, metric, one) for metric in shown for one in attributes}
+        ours: Cells = {(metric, one): cell(summary, name, metric, one) for metric in shown for one in attributes}
         for words, numbers in ((title, ours), *_published(published, name)):
             known = [metric for metric in shown if any((metric, one) in numbers for one in attributes)]
             lines += [
@@ -249,22 +263,16 @@ def _fronts(summary: Summary, recipe: str, attribute: str) -> str:
     return ", ".join(on) or "–"
 
 
-def _cell(summary: Summary, recipe: str, metric: str, attribute: str | None) -> str:
+def cell(summary: Summary, recipe: str, metric: str, attribute: str | None) -> str:
     """Mean and standard deviation, with a star where Holm's correction leaves the difference significant."""
     sure = any(
         test["p_holm"] is not None and test["p_holm"] < LEVEL
         for test in summary["tests"]
         if (test["recipe"], test["metric"], test["attribute"]) == (recipe, metric, attribute)
     )
-    return spread(measure(summary, recipe, metric, attribute), summary["seeds"]) + (" *" if sure else "")
+    once = recipe in baselines(summary)
+    return spread(measure(summary, recipe, metric, attribute), 1 if once else summary["seeds"]) + (" *" if sure else "")
 
 
 def _signed(value: float | None) -> str:
     return "–" if value is None else f"{value:+.3f}"
-
-
-def _table(names: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
-    """A table as Markdown: words to the left, numbers to the right."""
-    words = ("method", "attribute", "measure", FRONT)
-    marks = ["---" if name in words else "---:" for name in names]
-    return [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in (names, marks, *lines)]

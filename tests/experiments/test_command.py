@@ -51,7 +51,7 @@ def test_an_unknown_name_points_to_the_nearest_and_to_the_list(fairvlm, tmp_path
 def test_one_flag_asks_for_one_model_for_all_attributes(flags, apart, fairvlm, tmp_path, monkeypatch):
     asked = []
 
-    def stop(grid, params, out, *, seeds, root):
+    def stop(grid, params, out, *, seeds, root, **_):
         asked.append((grid.name, grid.apart, params["fair_moe"]["attributes"], seeds))
         raise FairVLMError("Stopped.")
 

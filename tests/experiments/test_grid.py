@@ -8,10 +8,13 @@ import pytest
 
 from fairvlm_core.errors import ConfigError
 from fairvlm_core.experiments import EXPERIMENTS, load_experiment
+from fairvlm_core.experiments.chain import plan, work_of
 from fairvlm_core.experiments.grid import Experiment, Recipe, changed
-from fairvlm_core.experiments.runner import plan, work_of
 
-EACH = pytest.mark.parametrize("name", EXPERIMENTS)
+# Of the suite, one of its experiments of each kind.
+TABLES = {name: load_experiment(name) for name in EXPERIMENTS if name != "controlled"}
+GRIDS = TABLES | {grid.name: grid for grid in load_experiment("controlled").experiments["all"]}
+EACH = pytest.mark.parametrize("name", GRIDS)
 
 
 def count(runs, step):
@@ -21,7 +24,7 @@ def count(runs, step):
 
 @EACH
 def test_every_recipe_is_valid_at_both_sizes(name):
-    grid = load_experiment(name)
+    grid = GRIDS[name]
     assert grid.name == name
     for params in ({}, changed({}, grid.toy, where=name)):
         runs = plan(grid, params, seeds=5)
@@ -174,7 +177,7 @@ def test_the_mixtures_are_all_that_table_2_adds_to_fairclip():
 
 
 def test_the_tables_are_laid_out_as_in_the_papers():
-    layouts = {name: load_experiment(name).layout for name in EXPERIMENTS}
+    layouts = {name: grid.layout for name, grid in TABLES.items()}
     assert all(layouts[f"fairmoe_table{i}"].metrics[:4] == ("es_auc", "auc", "dpd", "eod") for i in (1, 2, 3))
     assert all(layouts[f"fairmoe_table{i}"].rows == "attributes" for i in (1, 2, 3))
     assert all(
@@ -186,7 +189,7 @@ def test_the_tables_are_laid_out_as_in_the_papers():
 
 @EACH
 def test_a_title_can_begin_a_sentence(name):
-    assert all(recipe.title[0].isupper() for recipe in load_experiment(name).recipes)
+    assert all(recipe.title[0].isupper() for recipe in GRIDS[name].recipes)
 
 
 def test_each_attribute_has_its_own_model_on_the_same_images():
@@ -264,9 +267,9 @@ def test_the_base_models_do_not_depend_on_a_recipe():
 
 
 def test_work_comes_after_what_it_reads():
-    for name in EXPERIMENTS:
+    for grid in GRIDS.values():
         seen = set()
-        for work, _ in work_of(plan(load_experiment(name), {}, seeds=2)):
+        for work, _ in work_of(plan(grid, {}, seeds=2)):
             assert all(given.key in seen for given in work.inputs.values())
             seen.add(work.key)
 

@@ -102,7 +102,7 @@ def test_es_auc_is_never_above_auc():
                 assert one.mean <= value(name, one.recipe, one.model, one.attribute, "auc", one.source)[0]
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name != "controlled"])
 @pytest.mark.parametrize("dataset", [None, "generated", "table", "ham10000", "chexpert"])
 def test_another_data_set_has_no_published_numbers(name, dataset):
     assert published(name, dataset, apart=load_experiment(name).apart) == []

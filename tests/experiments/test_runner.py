@@ -14,7 +14,7 @@ from fairvlm_core.cohort.images import ImageStore
 from fairvlm_core.cohort.table import group_codes, label_matrix, read_cohort, rows_of
 from fairvlm_core.errors import ConfigError, FairVLMError
 from fairvlm_core.evaluation.predictions import read_predictions, scores
-from fairvlm_core.experiments import load_experiment, runner
+from fairvlm_core.experiments import load_experiment, schedule
 from fairvlm_core.experiments.grid import changed
 from fairvlm_core.experiments.heads import ADVERSARIAL_HEAD, POSTPROCESS
 from fairvlm_core.experiments.runner import run_experiment
@@ -37,6 +37,7 @@ GRID = dataclasses.replace(
         FULL.derive("frozen", "Adversarial, frozen embeddings", head=ADVERSARIAL_HEAD),
     ),
 )
+BASELINES = ("majority", "linear_probe", "bayes_image", "bayes_honest", "bayes")
 PARAMS = changed(changed({}, GRID.toy, where=""), SMALLER, where="")
 
 
@@ -44,7 +45,7 @@ PARAMS = changed(changed({}, GRID.toy, where=""), SMALLER, where="")
 def ran(tmp_path_factory):
     """The folder of an experiment that was stopped in the middle and started again."""
     out = tmp_path_factory.mktemp("experiment") / "out"
-    calls, whole = [], runner.execute
+    calls, whole = [], schedule.execute
 
     def until(name, *rest):
         calls.append(name)
@@ -53,14 +54,14 @@ def ran(tmp_path_factory):
         return whole(name, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runner, "execute", until)
+        patch.setattr(schedule, "execute", until)
         with pytest.raises(FairVLMError, match="Stopped"):
             run_experiment(GRID, PARAMS, out, seeds=1)
     before = list(calls)
     assert not list(out.glob("smaller.*"))
     calls.clear()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runner, "execute", lambda name, *rest: calls.append(name) or whole(name, *rest))
+        patch.setattr(schedule, "execute", lambda name, *rest: calls.append(name) or whole(name, *rest))
         summary = run_experiment(GRID, PARAMS, out, seeds=1)
     return out, summary, before, calls
 
@@ -70,8 +71,9 @@ def test_what_was_done_before_the_stop_is_not_done_again(ran):
     once = [*before[:-1], *after]
     for step, times in {"ingest": 1, "validate": 1, "stratify": 1, "base_models": 1, "stage1": 1, "stage2": 2}.items():
         assert once.count(step) == times, step
-    # Four recipes; what is post-processed are the predictions of the full method, and a head predicts by itself.
-    assert (once.count("predict"), once.count("tune_thresholds"), once.count("evaluate")) == (2, 3, 4)
+    # Four recipes; what is post-processed are the predictions of the full method, and a head predicts by itself. Of the
+    # five baselines all but the majority have their thresholds tuned.
+    assert (once.count("predict"), once.count("tune_thresholds"), once.count("evaluate")) == (2, 3 + 4, 4 + 5)
 
 
 def test_the_tables_are_those_of_the_evaluations(ran):
@@ -94,9 +96,10 @@ def test_the_tables_are_those_of_the_evaluations(ran):
         folders = run["steps"]
         judged = json.loads((out / folders["evaluate"] / "evaluation.json").read_text())
         assert measure(summary, name, "eod", "sex")["values"] == [judged["test"]["attributes"]["sex"]["eod"]]
-        weight = json.loads((out / folders["stage2"] / "config.json").read_text())["fairness_weight"]
-        assert weight == (0.0 if name == "no_fairness_loss" else 0.1)
         assert judged["thresholds"]["split"] == "validation"
+        if name not in BASELINES:
+            weight = json.loads((out / folders["stage2"] / "config.json").read_text())["fairness_weight"]
+            assert weight == (0.0 if name == "no_fairness_loss" else 0.1)
 
 
 def test_the_post_processed_decisions_are_evaluated_at_one_half(ran):
@@ -135,7 +138,7 @@ def test_a_finished_experiment_does_nothing_and_writes_the_same(ran, monkeypatch
     out, _, _, _ = ran
     before = {file.name: file.read_bytes() for file in out.glob("smaller.*")}
     assert len(before) == 4
-    monkeypatch.setattr(runner, "execute", lambda *_: pytest.fail("a step ran again"))
+    monkeypatch.setattr(schedule, "execute", lambda *_: pytest.fail("a step ran again"))
     run_experiment(GRID, PARAMS, out, seeds=1)
     assert {file.name: file.read_bytes() for file in out.glob("smaller.*")} == before
 
@@ -144,8 +147,8 @@ def test_what_is_missing_is_made_again_and_nothing_else(ran, monkeypatch):
     out, summary, _, _ = ran
     before = (out / "smaller.json").read_bytes()
     shutil.rmtree(out / summary["runs"]["no_fairness_loss"][0]["steps"]["evaluate"])
-    calls, whole = [], runner.execute
-    monkeypatch.setattr(runner, "execute", lambda name, *rest: calls.append(name) or whole(name, *rest))
+    calls, whole = [], schedule.execute
+    monkeypatch.setattr(schedule, "execute", lambda name, *rest: calls.append(name) or whole(name, *rest))
     run_experiment(GRID, PARAMS, out, seeds=1)
     assert calls == ["evaluate"]
     assert (out / "smaller.json").read_bytes() == before
@@ -177,6 +180,9 @@ def test_every_attribute_gets_the_numbers_of_its_own_model(ran_apart):
     out, summary = ran_apart
     assert summary["attributes"][:2] == list(ONE_EACH)
     for name, runs in summary["runs"].items():
+        if name in BASELINES:
+            assert [(run["seed"], run["attribute"]) for run in runs] == [(0, a) for a in ONE_EACH]
+            continue
         assert [(run["seed"], run["attribute"]) for run in runs] == [(s, a) for s in (0, 1) for a in ONE_EACH]
         for attribute in ONE_EACH:
             own = [run["steps"] for run in runs if run["attribute"] == attribute]
@@ -187,7 +193,8 @@ def test_every_attribute_gets_the_numbers_of_its_own_model(ran_apart):
             for steps, seed in zip(own, (0, 1), strict=True):
                 config = json.loads((out / steps["fair_moe"] / "config.json").read_text())
                 assert (config["attributes"], config["seed"]) == ([attribute], seed)
-    aucs = {tuple(measure(summary, name, "auc", a)["values"]) for name in summary["runs"] for a in ONE_EACH}
+    methods = [name for name in summary["runs"] if name not in BASELINES]
+    aucs = {tuple(measure(summary, name, "auc", a)["values"]) for name in methods for a in ONE_EACH}
     assert len(aucs) == 4  # four different models
 
 

@@ -95,7 +95,7 @@ def test_the_markdown_shows_all_of_it(summary):
     shown = markdown(summary)
     lines = shown.splitlines()
     cells = [line for line in lines if line.startswith("| ")]
-    assert len(cells) == 2 + 3 * 3 + 2 + len(summary["tests"])
+    assert len(cells) == 2 + 3 * 3 + 2 + len(summary["tests"])  # evaluations without intervals, nothing trained
     assert len({line.replace("\\|", "").count("|") for line in cells[:11]}) == 1
     auc = VALUES["a"][:, 0, 0]
     assert f"| A \\| B | 0.{round(VALUES['a'][:, 1, 0].mean() * 1000)}" in shown

@@ -1,0 +1,95 @@
+"""Tables of experiments in a document: what stands between two marks is written anew from the tables' JSON.
+
+    <!-- experiment experiments/fairmed_table4 -->
+    <!-- end of experiment -->
+
+The name is that of the JSON below the folder of results, without its ending. What stands around the marks is prose and
+stays as it is.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fairvlm_core.errors import FairVLMError
+from fairvlm_core.evaluation.report.words import attribute_name
+from fairvlm_core.experiments.provenance import told
+from fairvlm_core.experiments.sections import span, table
+from fairvlm_core.experiments.summary import about, in_one, measure
+from fairvlm_core.experiments.tables import caption, marked, metric_name
+from fairvlm_core.files import read_json, written
+
+BEGIN = re.compile(r"^<!-- experiment (?P<name>[\w./-]+) -->$", re.MULTILINE)
+END = "<!-- end of experiment -->"
+SHOWN = ("accuracy", "auc", "es_auc", "dpd", "eod")
+
+
+def update(document: Path, results: Path) -> list[str]:
+    """Write every table anew of which there is JSON in `results`; returns their names.
+
+    Raises:
+        FairVLMError: for a mark without an end; the document stays as it is.
+    """
+    text, start = document.read_text(encoding="utf-8"), 0
+    done: list[str] = []
+    parts: list[str] = []
+    for mark in BEGIN.finditer(text):
+        end = text.find(END, mark.end())
+        following = BEGIN.search(text, mark.end())
+        if end < 0 or (following is not None and following.start() < end):
+            raise FairVLMError(
+                f"The table {mark['name']} has no end.", where=str(document), mend=f"Write {END} behind it, on a line."
+            )
+        file = results / f"{mark['name']}.json"
+        if file.is_file():
+            parts += [text[start : mark.end()], "\n", block(read_json(file, made_by="experiment")), "\n"]
+            start, done = end, [*done, mark["name"]]
+    if done:
+        with written(document) as partial:
+            partial.write_text("".join([*parts, text[start:]]), encoding="utf-8")
+    return done
+
+
+def block(summary: Mapping[str, Any]) -> str:
+    """One table with what one needs to run it again."""
+    lines = _suite(summary) if "suite" in summary else _experiment(summary)
+    found = summary["provenance"]
+    return "\n".join([*(["```sh", found["command"], "```", "", told(found), ""] if found else []), *lines])
+
+
+def _experiment(summary: Mapping[str, Any]) -> list[str]:
+    """Means and deviations in one line per method, and the interval of the patients for ES-AUC and EOD."""
+    from fairvlm_core.experiments.tables import cell
+
+    last = in_one(summary)
+    names = [metric_name(metric, summary["kind"]) for metric in SHOWN]
+    lines = []
+    for name, title in marked(summary).items():
+        cells = []
+        for metric in SHOWN:
+            attribute = about(summary, metric, last)
+            if last is None and metric not in ("accuracy", "auc"):
+                cells.append("–")
+                continue
+            shown = cell(summary, name, metric, attribute)
+            interval = measure(summary, name, metric, attribute)["interval"]
+            cells.append(f"{shown} ({span(interval)})" if interval and metric in ("es_auc", "eod") else shown)
+        lines.append([title, *cells])
+    which = "" if last is None else f" ES-AUC and gaps: {attribute_name(last)}, with the 95 % interval over patients."
+    return [*table(["method", *names], lines), "", caption(summary) + which]
+
+
+def _suite(summary: Mapping[str, Any]) -> list[str]:
+    """ES-AUC and EOD of the finest attribute, by setting."""
+    from fairvlm_core.experiments.suite import DRAWN, suite_caption, suite_rows
+
+    attribute, parts = summary["attributes"][-1], []
+    settings = [setting["title"] for setting in summary["settings"]]
+    for metric in DRAWN:
+        name = metric_name(metric, summary["kind"])
+        lines = suite_rows(summary, metric, attribute)
+        parts += [f"{name}, {attribute_name(attribute)}:", "", *table(["method", *settings], lines), ""]
+    return [*parts, suite_caption(summary)]
