@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import re
+from pathlib import Path
 
 import pytest
+import yaml
 
 from fairvlm_core.errors import ConfigError
 from fairvlm_core.experiments import EXPERIMENTS, load_experiment
@@ -341,3 +345,64 @@ def test_mistakes_in_the_grid_and_its_name():
         load_experiment("fairmed_tabel2")
     with pytest.raises(ConfigError, match="needs a seed"):
         plan(load_experiment("fairmed_table4"), {}, seeds=0)
+
+
+def test_what_a_training_does_not_look_at_is_no_other_training():
+    grid = load_experiment("fairmed_table2")
+    weights = [{"stage2": {"adversary_weight": alpha}, "stage1": {"dro_step": 0.5}} for alpha in (1.0, 0.3)]
+    one, other = ({run.recipe.name: run.work for run in plan(grid, given, seeds=1)} for given in weights)
+    same = {name for name in one if one[name]["evaluate"].key == other[name]["evaluate"].key}
+    # The head on frozen embeddings takes its weight from there, too, but stands on the same standard model.
+    assert same == set(one) - {"adversarial", "adversarial_head"}
+    assert one["adversarial_head"]["stage2"].key == other["adversarial_head"]["stage2"].key
+    assert one["group_dro"]["stage1"].config.dro_step == 0.5
+
+
+def test_the_options_of_a_head_are_overrides():
+    grid = load_experiment("fairmed_table2")
+    heads = [r for r in grid.recipes if r.name == "adversarial_head"]
+    (frozen,) = heads
+    weaker = dataclasses.replace(grid, recipes=(*grid.recipes, frozen.derive("weaker", "Weaker", {"head.alpha": 0.25})))
+    runs = {run.recipe.name: run.work for run in plan(weaker, {}, seeds=1)}
+    assert [runs[name]["predict"].config["alpha"] for name in ("adversarial_head", "weaker")] == [1.0, 0.25]
+    assert runs["weaker"]["stage2"].key == runs["standard"]["stage2"].key
+    wrong = dataclasses.replace(grid, recipes=(*grid.recipes, grid.recipes[0].derive("w", "W", {"head.alpha": 1.0})))
+    with pytest.raises(ConfigError, match='"model" has no option "alpha"'):
+        plan(wrong, {}, seeds=1)
+
+
+def test_one_option_of_the_data_set_is_changed_and_the_others_stay():
+    given = {"ingest": {"options": {"patients": 100, "shortcut": 1.0}}}
+    assert changed(given, {"ingest.options.shortcut": 0.0}, where="")["ingest"] == {
+        "options": {"patients": 100, "shortcut": 0.0}
+    }
+    assert given["ingest"]["options"]["shortcut"] == 1.0
+
+
+def test_dvc_writes_what_the_commands_write():
+    """Each stage's outputs are in the folder of its command, and the document waits for all of them."""
+    root = Path(__file__).parent.parent.parent
+    stages = yaml.safe_load((root / "experiments" / "dvc.yaml").read_text())["stages"]
+    tables = set()
+    for name, stage in stages.items():
+        if name == "document":
+            continue
+        matrix = stage.get("matrix", {})
+        for values in itertools.product(*matrix.values()):
+            item = dict(zip(matrix, values, strict=True))
+
+            def filled(text, item=item):
+                return re.sub(r"\$\{item\.(\w+)\}", lambda found: item[found[1]], text)
+
+            words = filled(stage["cmd"]).split()
+            asked, out = words[2], words[words.index("--out") + 1]
+            assert words[:2] == ["fairvlm", "experiment"]
+            assert asked in EXPERIMENTS
+            assert {filled(path) for path in stage["outs"]} == {
+                f"{out}/{asked}.{kind}" for kind in ("json", "md", "png")
+            }
+            for path in map(filled, stage["deps"]):
+                assert path.startswith("datasets/") or (root / path).exists(), path
+                assert path != "experiments"  # DVC's lock file is in it
+            tables.add(f"{out}/{asked}.json")
+    assert set(stages["document"]["deps"]) == tables
