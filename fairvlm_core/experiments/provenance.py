@@ -53,7 +53,8 @@ def told(found: Mapping[str, Any]) -> str:
     code = "an unknown commit"
     if "commit" in found:
         code = f"`{found['commit'][:7]}`{' with changes that were not committed' if found['dirty'] else ''}"
-    others = [name for name in found["work_commits"] if name.rstrip("+") != found.get("commit")]
+    known = (found.get("commit"), "unknown")
+    others = [name for name in found["work_commits"] if name.rstrip("+") not in known]
     earlier = f" Parts of the work are of other commits: {_listed(name[:7] for name in others)}." if others else ""
     seeds = ", ".join(map(str, found["seeds"]))
     took, busy = (
