@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from fairvlm_core.cohort.suppression import follows, hide
 from fairvlm_core.evaluation.metrics import groups_in
 from fairvlm_core.evaluation.predictions import Scores
 
@@ -54,6 +55,15 @@ class _Counts:
     @property
     def values(self) -> np.ndarray:
         return np.asarray(self.sums @ self.cells)
+
+    def hidden(self, given: np.ndarray, secrets: list[np.ndarray]) -> np.ndarray:
+        """Which to hide, bool [M]: `given`, and more, until no secret sum of cells [cells] follows from the others."""
+        wanted = np.array(secrets).reshape(-1, self.sums.shape[1])
+        last = np.array([name is not None and name[-1] is None for name in self.names])  # of unknown group
+        may_hide = np.array([name is not None for name in self.names])
+        hidden = hide(self.sums, self.values, given=given, secrets=wanted, may_hide=may_hide, last=last)
+        # What follows still, follows from what everybody knows if one knows that nobody's group is unknown.
+        return hidden | (last & follows(wanted, self.sums[~hidden]).any())
 
 
 def withheld(scores: Scores, attributes: Mapping[str, np.ndarray], *, min_cell: int) -> Withheld:
@@ -90,7 +100,7 @@ def _of_family(scores: Scores, attributes: Mapping[str, np.ndarray], min_cell: i
         few = [i for i in line if small[i]]
         if len(few) > 1 and sizes.values[few].sum() < min_cell:
             secrets.append(sizes.sums[few].sum(axis=0))
-    hidden = _hidden(sizes, small, secrets)
+    hidden = sizes.hidden(small, secrets)
     found.sizes.update(name for i, name in enumerate(sizes.names) if name and hidden[i] and not small[i])
     suppressed = {group for i, group in enumerate(groups) if sizes.values[i] < min_cell}
     for labels, state, known, positive in _states(scores):
@@ -121,11 +131,12 @@ def _of_labels(
     sums: list[np.ndarray] = []
     secrets: list[np.ndarray] = []
     given: list[bool] = []
+    reasons: list[np.ndarray] = []
 
-    def add(name: tuple[Any, ...] | None, row: np.ndarray, hide: bool) -> None:
+    def add(name: tuple[Any, ...] | None, row: np.ndarray, away: bool) -> None:
         names.append(name)
         sums.append(row)
-        given.append(hide)
+        given.append(away)
 
     for row, name in zip(sizes.sums, sizes.names, strict=True):
         add(None, np.outer(row, every).ravel(), name in found.sizes or name in suppressed)
@@ -143,11 +154,14 @@ def _of_labels(
             add(("known", label, *group), whole, few or away)
             add(("positives", label, *group), part, few or away or ills < min_cell or 0 < total - ills < min_cell)
             if not few and ills in (0, total):  # that it cannot be judged for lack of one of them is told
-                add(None, part if ills == 0 else whole - part, False)
-    counts = _Counts(names, np.array(sums), cells)
-    hidden = _hidden(counts, np.array(given), secrets)
-    for name, hide in zip(names, hidden, strict=True):
-        if name is not None and hide:
+                reasons.append(part if ills == 0 else whole - part)
+    hidden = _Counts(names, np.array(sums), cells).hidden(np.array(given), secrets)
+    if reasons:
+        # What follows from the reasons whatever is hidden shall at least not follow without them.
+        told = _Counts([*names, *(None for _ in reasons)], np.array([*sums, *reasons]), cells)
+        hidden = told.hidden(np.append(hidden, np.zeros(len(reasons), dtype=bool)), secrets)
+    for name, away in zip(names, hidden, strict=False):
+        if name is not None and away:
             what, label, attribute, group = name
             (found.known if what == "known" else found.positives).add((label, attribute, group))
 
@@ -200,34 +214,3 @@ def _states(scores: Scores) -> Iterator[tuple[tuple[str, ...], np.ndarray, np.nd
         width = 3 if lacking.any() else 2  # where every truth is known, everybody knows that it is
         state = np.where(lacking, 2, column == 1).astype(np.int64)
         yield (label,), state, (np.arange(width) < 2)[None], (np.arange(width) == 1)[None]
-
-
-def _hidden(counts: _Counts, given: np.ndarray, secrets: list[np.ndarray]) -> np.ndarray:
-    """Which sums to hide, bool [M]: `given`, and more, until no secret sum of cells [cells] follows from the others."""
-    hidden = given.copy()
-    if not secrets:
-        return hidden
-    wanted, values = np.array(secrets).T, counts.values
-    last = np.array([name is not None and name[-1] is None for name in counts.names])  # of unknown group
-    may_hide = np.array([name is not None for name in counts.names]) & (values > 0)
-    while True:
-        shown = np.flatnonzero(~hidden)
-        factors, follows = _derived(counts.sums[shown], wanted)
-        used = shown[(np.abs(factors[:, follows]) > 1e-6).any(axis=1)]
-        used = used[may_hide[used]]
-        if not len(used):
-            # Either none follows, or from what everybody knows if one knows that nobody's group is unknown.
-            hidden |= last & follows.any()
-            break
-        hidden[used[np.lexsort((values[used], last[used]))[0]]] = True
-    protected = wanted[:, ~follows]
-    for place in sorted(np.flatnonzero(hidden & ~given & ~last), key=lambda place: (-values[place], place)):
-        hidden[place] = False
-        hidden[place] = bool(_derived(counts.sums[~hidden], protected)[1].any())
-    return hidden
-
-
-def _derived(shown: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """With which factors [M, W] the shown sums [M, cells] add up to the wanted ones [cells, W], if they do [W]."""
-    factors = np.linalg.lstsq(shown.T, wanted, rcond=None)[0]
-    return factors, np.abs(shown.T @ factors - wanted).max(axis=0) < 1e-6

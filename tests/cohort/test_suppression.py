@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy.optimize import linprog
 
-from fairvlm_core.cohort.suppression import count_with_margins, hidden_counts
+from fairvlm_core.cohort import suppression
+from fairvlm_core.cohort.suppression import count_with_margins, follows, hidden_counts
 
 LEAST = 10
 
@@ -109,3 +110,32 @@ def test_what_is_hidden_anyway_stays_hidden_and_is_reckoned_with():
     given = np.array([False, False, True, False])
     _, hidden = hide(cells, given=given)
     assert hidden.tolist() == [True, False, True, False]
+
+
+def spanned(secret, shown):
+    """Whether a sum follows, by the ranks of the sums without it and with it."""
+    ranks = [np.linalg.matrix_rank(rows) for rows in (shown, np.vstack([shown, secret]))]
+    return ranks[0] == ranks[1]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_of_any_sums_no_secret_one_follows_and_nothing_is_hidden_in_vain(seed):
+    rng = np.random.default_rng(seed)
+    cells = rng.integers(0, 4, 9) * rng.integers(1, 60, 9)
+    sums = np.vstack([np.eye(9), rng.random((8, 9)) < 0.4, np.ones(9)]).astype(float)
+    secrets = np.vstack([np.eye(9)[:2], [1.0, 1, 0, 1, 0, 0, 0, 0, 0]])
+    given = np.isin(np.arange(18), rng.integers(0, 9, 2))
+    may_hide, last = rng.random(18) < 0.8, rng.random(18) < 0.2
+    hidden = suppression.hide(sums, sums @ cells, given=given, secrets=secrets, may_hide=may_hide, last=last)
+    assert hidden[given].all()
+    more = np.flatnonzero(hidden & ~given)
+    assert may_hide[more].all()
+    assert (sums[more] @ cells > 0).all()
+    most = ~(given | (may_hide & (sums @ cells > 0)))
+    protected = [secret for secret in secrets if not spanned(secret, sums[most])]
+    assert not any(spanned(secret, sums[~hidden]) for secret in protected)
+    assert follows(secrets, sums[~hidden]).tolist() == [spanned(secret, sums[~hidden]) for secret in secrets]
+    for place in more:
+        shown = ~hidden
+        shown[place] = True
+        assert any(spanned(secret, sums[shown]) for secret in protected)
