@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from itertools import product
-
 from fairvlm_core.cohort.card import LARGE_LOSS, Card, Prevalence
 from fairvlm_core.cohort.document import Picture, Section, Table, to_html, to_markdown
 from fairvlm_core.cohort.duplicates import FILE as DUPLICATES_FILE
 from fairvlm_core.cohort.duplicates import NEAR, SAME_DETAIL
-from fairvlm_core.cohort.groups import ALL, UNKNOWN, Groups, count_text
+from fairvlm_core.cohort.groups import ALL, Groups, count_text, shown_kinds, shown_places, shown_splits
 from fairvlm_core.cohort.notes import STATEMENTS
 
 KINDS = {
@@ -95,10 +93,10 @@ def _task(card: Card) -> list[str | Table]:
 
 
 def _groups(card: Card, picture: Picture) -> list[str | Table | Picture]:
-    splits = _columns(card.splits)
+    splits = shown_splits(card.splits)
     rows = [
         [kind, *(f"{int(counts[s]):,}" for s in range(len(splits)))]
-        for kind, counts in (("images", card.splits.images), ("patients", card.splits.patients))
+        for kind, counts in shown_kinds(card.splits).items()
     ]
     told: list[str | Table | Picture] = [Table("Images and patients per split.", ["", *splits], rows), picture]
     several = [card.together] if len(card.together.attributes) > 1 else []
@@ -106,19 +104,10 @@ def _groups(card: Card, picture: Picture) -> list[str | Table | Picture]:
 
 
 def _group_table(groups: Groups) -> Table:
-    """A row per group, a column per split; patients beside images where these are not as many."""
-    splits = _columns(groups)
-    kinds = {"images": groups.images, "patients": groups.patients}
-    if (groups.images == groups.patients).all():
-        del kinds["patients"]
-    single = len(groups.attributes) == 1
+    """A row per group, a column per split."""
+    splits, kinds = shown_splits(groups), shown_kinds(groups)
     rows = []
-    for place in product(*(range(len(names)) for names in groups.names[:-1])):
-        name = [names[k] for names, k in zip(groups.names, place, strict=False)]
-        if not single and (UNKNOWN in name or ALL in name):
-            continue  # the attributes' own tables tell
-        if UNKNOWN in name and not groups.images[(*place, -1)]:
-            continue
+    for place, name in shown_places(groups):
         numbers = [groups.shown(counts, (*place, s)) for s in range(len(splits)) for counts in kinds.values()]
         rows.append([*name, *map(count_text, numbers)])
     heads = [_words(name) for name in groups.attributes]
@@ -168,7 +157,7 @@ def _interval(found: Prevalence) -> str:
 
 
 def _missing(card: Card) -> list[str | Table]:
-    heads = ["", *_columns(card.splits)]
+    heads = ["", *shown_splits(card.splits)]
     rows = [[_words(name), *(shares[: len(heads) - 1])] for name, shares in card.missing]
     told: list[str | Table] = [
         Table("Share of the images that lack it.", heads, [list(map(_text, row)) for row in rows])
@@ -245,12 +234,6 @@ def _reading(card: Card) -> list[str | Table]:
         "Patients are what must not be in two splits; where a release identifies lesions instead, these. A patient with"
         " images from several years can be in several age groups.",
     ]
-
-
-def _columns(groups: Groups) -> tuple[str, ...]:
-    """The splits and, where there are several, "all"."""
-    splits = groups.names[-1]
-    return splits if len(splits) > 2 else splits[:1]
 
 
 def _words(name: str) -> str:

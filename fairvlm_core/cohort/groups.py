@@ -6,7 +6,7 @@ group.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -137,6 +137,34 @@ def count_groups(table: pa.Table, attributes: Sequence[str], min_cell: int) -> G
         hidden=hidden_counts(patients, min_cell, unknown=unknown, public=public),
         min_cell=min_cell,
     )
+
+
+def shown_kinds(groups: Groups) -> dict[str, np.ndarray]:
+    """The counts that the card shows: patients beside images where these are not as many."""
+    kinds = {"images": groups.images, "patients": groups.patients}
+    if groups.attributes and (groups.images == groups.patients).all():
+        del kinds["patients"]
+    return kinds
+
+
+def shown_splits(groups: Groups) -> tuple[str, ...]:
+    """The splits that the card shows and, where there are several, "all"."""
+    splits = groups.names[-1]
+    return splits if len(splits) > 2 else splits[:1]
+
+
+def shown_places(groups: Groups) -> Iterator[tuple[tuple[int, ...], tuple[str, ...]]]:
+    """The places of the groups that the card shows, and their names.
+
+    Of several attributes the combinations of known groups: each attribute's own table has the others.
+    """
+    for place in product(*(range(len(names)) for names in groups.names[:-1])):
+        name = tuple(names[k] for names, k in zip(groups.names, place, strict=False))
+        if len(groups.attributes) > 1 and (UNKNOWN in name or ALL in name):
+            continue
+        if UNKNOWN in name and not groups.images[(*place, -1)]:
+            continue
+        yield place, name
 
 
 def cell_counts(groups: Groups) -> Cells:

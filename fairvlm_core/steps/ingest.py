@@ -67,8 +67,9 @@ class Config:
 def run(config: Config, inputs: dict[str, Path], outputs: dict[str, Path]) -> dict[str, Any]:
     """Write the cohort, its images, its data card, and which pictures are duplicates; print the counts.
 
-    The files are `cohort.parquet`, `images/`, `card.md`, `card.html`, `cohort.png`, `duplicates.csv` and, where rows
-    were skipped, `skipped.csv`. The two tables name images and patients: they are as protected as the cohort.
+    The files are `cohort.parquet`, `images/`, `card.md`, `card.html`, `card.json`, `cohort.png`, `duplicates.csv` and,
+    where rows were skipped, `skipped.csv`. The two tables name images and patients: they are as protected as the
+    cohort. `card.json` holds the counts that the card shows, for stratify to heed.
 
     Raises:
         ConfigError: when the adapter has no such option or needs a root that is not given.
@@ -190,15 +191,17 @@ def _list_skipped(tolerance: Tolerance, file: Path) -> None:
 
 
 def _write_card(card: Card, out: Path) -> None:
+    from fairvlm_core.cohort.card_counts import FILE, counts_of
     from fairvlm_core.cohort.card_page import pages
     from fairvlm_core.cohort.document import Picture
-    from fairvlm_core.files import written
+    from fairvlm_core.files import write_json, written
 
     alt = f"Images of {card.dataset} per {' and '.join(card.together.attributes) or 'split'}, as in the tables below."
     picture = Picture(PLOT_FILE, alt.replace("_", " "), (out / PLOT_FILE).read_bytes())
     for name, page in zip(CARD_FILES, pages(card, picture), strict=True):
         with written(out / name) as partial:
             partial.write_text(page, encoding="utf-8")
+    write_json(out / FILE, counts_of(card))
 
 
 def _summary(cells: Cells, attributes: Sequence[str], dataset: str, min_cell: int) -> Table:

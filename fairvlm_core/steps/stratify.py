@@ -14,8 +14,9 @@ from fairvlm_core.config import Port, check, option
 from fairvlm_core.errors import CohortError, ConfigError
 
 if TYPE_CHECKING:
-    import numpy as np
+    from collections.abc import Sequence
 
+    from fairvlm_core.cohort.card_counts import Published
     from fairvlm_core.cohort.strata import Plan
 
 INPUTS = {
@@ -62,9 +63,13 @@ class Config:
 
 
 def run(config: Config, inputs: dict[str, Path], outputs: dict[str, Path]) -> dict[str, Any]:
-    """Write the balanced cohort, its counts per cell before and after, and their picture."""
+    """Write the balanced cohort, its counts per cell before and after, and their picture.
+
+    The counts give nothing away that the cohort's data card hides (`card.json` beside the cohort, where there is one).
+    """
     from contextlib import ExitStack
 
+    from fairvlm_core.cohort.card_counts import read_counts
     from fairvlm_core.cohort.duplicates import FILE, read_pairs
     from fairvlm_core.cohort.kinds import of_file
     from fairvlm_core.cohort.strata import plan, planned, planned_schema
@@ -75,6 +80,7 @@ def run(config: Config, inputs: dict[str, Path], outputs: dict[str, Path]) -> di
     pairs = file.parent / FILE
     with ExitStack() as opened:
         source = of_file(opened.enter_context(open_cohort(file)))
+        card = read_counts(file.parent)
         if "validation" in inputs:
             _refuse_unvalidated(file, inputs["validation"])
         reference = of_file(opened.enter_context(open_cohort(_earlier(config)))) if config.reference else None
@@ -82,7 +88,7 @@ def run(config: Config, inputs: dict[str, Path], outputs: dict[str, Path]) -> di
         decided = plan(source, config, duplicates=duplicates, reference=reference, where=str(file))
         write_batches(planned(source, decided), outputs["out"], schema=planned_schema(source.schema))
 
-    strata = summary(decided, config.attributes, min_cell=config.min_cell)
+    strata = summary(decided, config.attributes, min_cell=config.min_cell, card=card)
     write_json(outputs["out"] / "strata.json", strata)
     _draw(strata, outputs["out"] / "strata.png")
     _print(strata)
@@ -110,33 +116,33 @@ def run(config: Config, inputs: dict[str, Path], outputs: dict[str, Path]) -> di
     }
 
 
-def summary(plan: Plan, attributes: tuple[str, ...], *, min_cell: int) -> dict[str, Any]:
+def summary(
+    plan: Plan, attributes: tuple[str, ...], *, min_cell: int, card: Sequence[Published] = ()
+) -> dict[str, Any]:
     """The counts per cell as `strata.json` publishes them.
 
     Args:
         plan: what was done to the cohort.
         attributes: the groups whose combinations are the cells.
-        min_cell: the count of a cell with fewer patients, or of so few whose group is unknown, is null. So that it
-            cannot be had by subtraction from the total, the next smallest are null too, until at least `min_cell`
-            patients are hidden.
+        min_cell: the count of a cell with fewer patients, or of so few whose group is unknown, is null. So are others,
+            until it follows neither from these counts nor from them and the card together (`cohort.joint`).
+        card: what the cohort's data card publishes.
 
     Returns:
         `cells`: one mapping per cell with its groups and the numbers of images train_before, train_after, validation
         and test; `unknown` and `total`: these four for the images of unknown group and for all images.
     """
+    from fairvlm_core.cohort.joint import hidden_strata
     from fairvlm_core.cohort.table import SPLITS
 
-    counts, hidden = {}, {}
-    for key, rows, patients, name in (
-        ("train_before", plan.rows_before, plan.patients_before, "train"),
-        ("train_after", plan.rows_after, plan.patients_after, "train"),
-        ("validation", plan.rows_before, plan.patients_before, "validation"),
-        ("test", plan.rows_before, plan.patients_before, "test"),
+    away, counts, hidden = hidden_strata(plan, attributes, card, min_cell), {}, {}
+    for key, rows, name in (
+        ("train_before", plan.rows_before, "train"),
+        ("train_after", plan.rows_after, "train"),
+        ("validation", plan.rows_before, "validation"),
+        ("test", plan.rows_before, "test"),
     ):
-        counts[key] = rows[SPLITS.index(name)]
-        hidden[key] = _hidden(patients[SPLITS.index(name)], min_cell)
-    # The one would give away the other: a cell of 8 may become 10.
-    hidden["train_before"] = hidden["train_after"] = hidden["train_before"] | hidden["train_after"]
+        counts[key], hidden[key] = rows[SPLITS.index(name)], away[SPLITS.index(name)]
     return {
         "attributes": list(attributes),
         "min_cell": min_cell,
@@ -148,17 +154,6 @@ def summary(plan: Plan, attributes: tuple[str, ...], *, min_cell: int) -> dict[s
         "unknown": {key: None if hidden[key][-1] else int(values[-1]) for key, values in counts.items()},
         "total": {key: int(values.sum()) for key, values in counts.items()},
     }
-
-
-def _hidden(patients: np.ndarray, min_cell: int) -> np.ndarray:
-    """Which counts to suppress, given their numbers of patients; an empty cell is nobody's."""
-    hidden = (patients > 0) & (patients < min_cell)
-    if hidden.any():
-        for place in patients.argsort(kind="stable"):
-            if patients[hidden].sum() >= min_cell:
-                break
-            hidden[place] = patients[place] > 0
-    return hidden
 
 
 def _earlier(config: Config) -> Path:

@@ -10,11 +10,13 @@ import logging
 import re
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pyarrow.compute as pc
 import pytest
+from attacker import leaks
 from PIL import Image
 
 from fairvlm_core.cohort.adapters import ADAPTERS, Release
@@ -23,6 +25,7 @@ from fairvlm_core.errors import CohortError
 from fairvlm_core.steps import execute, step_module
 
 PROTECTED = {"cohort.parquet", "duplicates.csv", "skipped.csv", "pixels.npy", "index.parquet"}
+REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "ham10000"
 EDGES = (40.0, 60.0)
 LEAST = 100
 # Numbers that stand for nothing else here. In each table all cells but the small ones are large.
@@ -151,7 +154,8 @@ def texts(root):
 def test_there_is_something_to_look_at(published):
     outputs, found = published
     expected = {
-        "what was printed", "ingest/card.md", "ingest/card.html", "ingest/metrics.json", "ingest/cohort.png",
+        "what was printed", "ingest/card.md", "ingest/card.html", "ingest/card.json", "ingest/metrics.json",
+        "ingest/cohort.png",
         "ingest/config.json", "validate/validation.json", "validate/validation.html", "stratify/strata.json",
         "stratify/strata.png",
     }  # fmt: skip
@@ -220,6 +224,58 @@ def test_the_strata_tell_of_no_small_cell(published):
             else:
                 assert cell[key] in (None, len(rows))
     assert hidden > 6
+
+
+def attack(ingested, stratified, min_cell):
+    """What a reader of the card and of the strata finds out who solves for it."""
+    card, strata = (json.loads(path.read_text()) for path in (ingested / "card.json", stratified / "strata.json"))
+    before = read_cohort(ingested).to_pandas()
+    # Of the training rows some are left out by balancing; their patients have no other split.
+    split = read_cohort(stratified).to_pandas().groupby("patient_id")["split"].first()
+    after = before.assign(split=before["patient_id"].map(split).fillna("train"))
+    return leaks(card, strata, before, after, min_cell)
+
+
+def test_nor_does_one_follow_from_card_and_strata_together(published):
+    outputs, found = published
+    assert attack(outputs["ingest"], outputs["stratify"], LEAST) == []
+    metrics = json.loads((outputs["stratify"] / "metrics.json").read_text())
+    unknown = json.loads(found["stratify/strata.json"])["unknown"]
+    for split, key in (("train", "train_before"), ("validation", "validation"), ("test", "test")):
+        assert metrics.get(f"{split}_unknown_group") == unknown[key]
+
+
+def test_card_json_holds_what_the_card_shows(published):
+    _, found = published
+    tables, numbers = markdown_tables(found["ingest/card.md"]), []
+    for entry in json.loads(found["ingest/card.json"])["counts"]:
+        groups = {name: entry["groups"][name] for name in ("sex", "age_group", "race") if name in entry["groups"]}
+        told = "-" if entry["images"] is None else f"{entry['images']:,}"
+        if "lacking" in entry:
+            printed = [line for line in found["what was printed"].splitlines() if "unknown" in line]
+            assert any(told in re.split(r"\W+", line) for line in printed)
+            continue
+        caption = f"By {' and '.join(groups).replace('_', ' ')}." if groups else "Images and patients per split."
+        row = next(row for row in tables[caption] if row[: len(groups)] == [*groups.values()])
+        assert told == row[len(groups) or 1]
+        # Each patient has one image, so that the groups' tables have no column for patients.
+        assert ("patients" in entry) == (not groups)
+        numbers.append(tuple(groups))
+    expected = {("sex", "age_group"): 6, ("sex",): 2, ("age_group",): 3, ("race",): 3, (): 1}
+    assert {names: numbers.count(names) for names in numbers} == expected
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="the real files are not at hand")
+def test_nor_does_one_follow_of_the_real_skin_lesions(tmp_path):
+    edges = tuple(float(age) for age in range(20, 90, 10))
+    config = step_module("ingest").Config(dataset="ham10000", image_size=16, decoding="fast", age_edges=edges)
+    execute("ingest", config, {"root": REAL}, {"out": tmp_path / "ingest"})
+    for attributes in (("sex", "age_group"), ("sex",)):
+        config = step_module("stratify").Config(attributes=attributes, allow_empty_cells=True)
+        execute("stratify", config, {"cohort": tmp_path / "ingest"}, {"out": tmp_path / "stratify"})
+        strata = json.loads((tmp_path / "stratify" / "strata.json").read_text())
+        assert strata["unknown"]["train_before"] is None or strata["unknown"]["train_before"] >= 10
+        assert attack(tmp_path / "ingest", tmp_path / "stratify", 10) == []
 
 
 def test_a_broken_cohort_is_refused_without_naming_anybody(published, tmp_path):

@@ -66,6 +66,7 @@ def test_the_same_seed_writes_the_same_bytes(tmp_path):
         "cohort.png",
         "card.md",
         "card.html",
+        "card.json",
         "duplicates.csv",
     ):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
