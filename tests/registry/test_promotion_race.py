@@ -5,7 +5,9 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+from contextlib import nullcontext
 
+import mlflow_servers as servers
 import pytest
 import registry_places
 import small_versions
@@ -23,16 +25,27 @@ CALLS = ("create_model_version", "set_registered_model_alias", "set_model_versio
 processes = multiprocessing.get_context("fork")
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    """A server with four versions; its address is in the environment."""
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def running(request, tmp_path_factory):
+    """A server with four versions, on either kind of database."""
     folder = tmp_path_factory.mktemp("server")
-    with registry_places.own_settings() as patch, registry_places.running_server(folder) as address:
-        patch.setenv("MLFLOW_TRACKING_URI", address)
-        with tracking.tracking(address):
-            for weight in (1.0, 2.0, 3.0, 4.0):
-                small_versions.make(folder, weight)
-        yield address
+    if request.param == "postgresql" and not servers.postgres_program("initdb"):
+        pytest.skip("PostgreSQL is not installed")
+    database = servers.postgres() if request.param == "postgresql" else nullcontext(f"sqlite:///{folder}/server.db")
+    with registry_places.own_settings() as patch, database as uri:
+        patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+        words = ["--backend-store-uri", uri, "--artifacts-destination", str(folder / "store")]
+        with servers.mlflow_server(folder, *words) as server:
+            with tracking.tracking(server.uri):
+                for weight in (1.0, 2.0, 3.0, 4.0):
+                    small_versions.make(folder, weight)
+            yield server
+
+
+@pytest.fixture
+def server(running):
+    """Its address."""
+    return running.uri
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +154,7 @@ def killed_while_promoting(address, number, call, moment):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("running", ["sqlite"], indirect=True)
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_whoever_comes_after_a_killed_one_tidies_up(server, moment):
     ends = []
@@ -182,8 +196,29 @@ def test_whoever_comes_after_a_killed_one_tidies_up(server, moment):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("lost", ["model-versions/create", "registered-models/alias", "model-versions/set-tag"])
+def test_an_answer_that_is_lost_makes_no_second_move(running, lost):
+    times = [0]
+
+    def rule(number, method, path):
+        times[0] += method == "POST" and lost in path
+        return servers.LOSE if method == "POST" and lost in path and times[0] == 1 else servers.PASS
+
+    before = look(running.uri)
+    number = next(number for number in ("1", "2", "3", "4") if number != before.champion)
+    with servers.way_to(running.port, rule) as address:
+        promote.promote(NAME, number, tracking_uri=address, because=BECAUSE)
+    assert times[0] > 1  # MLflow's client has asked again
+    seen = look(running.uri)
+    made = [move for move in seen.made() if move.number > before.last]
+    assert [(move.origin, move.target) for move in made] == [(before.champion, number)]
+    assert seen.champion == number
+    assert not seen.unfinished()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("running", ["sqlite"], indirect=True)
 def test_from_a_database_to_a_server_and_from_there_to_another_name(server, empty, tmp_path, monkeypatch):
-    monkeypatch.delenv("MLFLOW_TRACKING_URI")
     monkeypatch.chdir(tmp_path)
     local = registry_places.place(tmp_path, empty)
     with tracking.tracking(local):
