@@ -222,7 +222,7 @@ def _rows(
     """
     rows = []
     for key in sorted({*recorded, *found}):
-        then, now = (json.dumps(side[key]) if key in side else "none" for side in (recorded, found))
+        then, now = (json.dumps(side[key], sort_keys=True) if key in side else "none" for side in (recorded, found))
         if then != now:
             rows.append(Check(f"{one} {key}", _short(then.strip('"')), _short(now.strip('"')), DIFFERS, why))
     count = f"{len(recorded)} {of}"

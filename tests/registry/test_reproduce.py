@@ -22,9 +22,10 @@ from typer.testing import CliRunner
 from fairvlm_core.cli import app
 from fairvlm_core.cohort.table import read_cohort, write_cohort
 from fairvlm_core.errors import FairVLMError
+from fairvlm_core.files import write_json
 from fairvlm_core.registry import lineage, record, repeat, reproduce, tracking
 from fairvlm_core.registry.reproduce import DIFFERS, SAME, UNKNOWN
-from fairvlm_core.steps import execute
+from fairvlm_core.steps import compare, execute
 from fairvlm_core.steps.register import INPUTS, Config
 
 IMAGE = "registry.example.org/fairvlm@sha256:" + "ab" * 32
@@ -33,6 +34,7 @@ PARAMS = {
     **{name: {"epochs": 1, "learning_rate": 0.001} for name in ("stage1", "stage2", "fair_moe")},
     "base_models": {"preset": "published", "vlm": "/home/alice smith/llava-med", "dual": "openai/clip-vit"},
     "champion": {"tracking_uri": f"postgresql://alice:{SECRET}@db.example.org/mlflow?password={SECRET}"},
+    "compare": {"gate": {"max_eod": 0.3, "max_dpd": 0.3}},  # what the step wrote is sorted
     "register": {"alias": "challenger"},
 }
 
@@ -80,6 +82,7 @@ def registered(tmp_path_factory):
     for name in INPUTS:
         inputs[name] = root / names.get(name, f"models/{name}")
         shutil.copytree(outputs[name], inputs[name])
+    write_json(inputs["comparison"] / "config.json", asdict(compare.Config(**PARAMS["compare"])))
     (root / "datasets" / "release").mkdir(parents=True)
     (root / "datasets" / "release" / "images.txt").write_text("images")
     (root / "fairvlm_core").mkdir()
