@@ -31,8 +31,6 @@ from fairvlm_core.evaluation.resampling import bootstrap_weights, patient_codes,
 
 RATES = {"dpd": ("selection_rate",), "tpr_gap": ("tpr",), "fpr_gap": ("fpr",), "eod": ("tpr", "fpr")}
 
-Sides = tuple[np.ndarray, np.ndarray]  # in each resample, [R]: what a difference is no smaller than, and no larger
-
 
 @dataclass(frozen=True)
 class Difference:
@@ -48,6 +46,20 @@ class Difference:
     low: float
     high: float
     p_value: float
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What holds of the difference of two models' extremes whatever the true rates are.
+
+    Attributes:
+        least, most: in each resample and, last, in the data, [R + 1]: the difference is no smaller, and no larger.
+        pushed: by how much chance pushes each model's number at most, on average.
+    """
+
+    least: np.ndarray
+    most: np.ndarray
+    pushed: tuple[float, float]
 
 
 def differences(
@@ -72,16 +84,13 @@ def of_measured(
     one: Measured, other: Measured, *, single: Sequence[str], level: float = LEVEL
 ) -> dict[Path, Difference]:
     """The differences of two models in the same resamples; `single`: the attributes that means are made of."""
-    apart = _apart(one, other, single)
+    limits = _limits(one, other, single)
     found = {}
     for path in one.values.keys() & other.values.keys():
         values = one.values[path] - other.values[path]
-        if path in apart:
-            pushed = [float(_mean_known(drawn.errors[path][:-1])) for drawn in (one, other)]
+        if path in limits:
             metric = path[1] if path[0] == "across" else path[-1]
-            # Where chance makes the numbers too large, the first one's makes the difference too large.
-            below, above = reversed(pushed) if metric in TOO_SMALL else pushed
-            found[path] = of_extremes(values, apart[path], below=below, above=above, level=level)
+            found[path] = of_extremes(values, limits[path], too_small=metric in TOO_SMALL, level=level)
         elif path not in one.errors:
             found[path] = of_numbers(values, level=level)
     return found
@@ -121,20 +130,16 @@ def of_numbers(values: np.ndarray, *, level: float = LEVEL) -> Difference:
     return Difference(estimate, *ends, float(min(2 * (tail + 1) / (len(known) + 1), 1.0)))
 
 
-def of_extremes(values: np.ndarray, sides: Sides, *, below: float, above: float, level: float = LEVEL) -> Difference:
-    """The same of two gaps or other extremes.
-
-    Args:
-        values: as of `of_numbers`.
-        sides: what the difference is no smaller and no larger than, in each resample and, last, in the data.
-        below, above: how far chance may have moved the difference upwards, and downwards, on average.
-    """
+def of_extremes(values: np.ndarray, limits: Limits, *, too_small: bool = False, level: float = LEVEL) -> Difference:
+    """The same of two extremes, with `values` as of `of_numbers`; `too_small`: chance pushes them down, else up."""
     estimate, drawn = float(values[-1]), values[:-1]
     known = drawn[~np.isnan(drawn)]
-    least, most = (side[:-1][~np.isnan(side[:-1])] for side in sides)
+    least, most = (side[:-1][~np.isnan(side[:-1])] for side in (limits.least, limits.most))
     enough = max(ENOUGH * len(drawn), 1)
-    if np.isnan(estimate) or min(len(known), len(least)) < enough or np.isnan([below, above]).any():
+    if np.isnan([estimate, *limits.pushed]).any() or min(len(known), len(least)) < enough:
         return Difference(estimate, np.nan, np.nan, np.nan)
+    # Where chance makes the numbers too large, the first one's makes the difference too large.
+    below, above = limits.pushed[::-1] if too_small else limits.pushed
     away = np.abs(known - known.mean())
     # Half the chance of error for each statement; the first one's is for both ends together.
     width, half = np.quantile(away, (1 + level) / 2), (1 - level) / 4
@@ -145,24 +150,22 @@ def of_extremes(values: np.ndarray, sides: Sides, *, below: float, above: float,
     return Difference(estimate, float(min(low, estimate)), float(max(high, estimate)), float(min(p, 1.0)))
 
 
-def _apart(one: Measured, other: Measured, single: Sequence[str]) -> dict[Path, Sides]:
-    """What the differences of extremes are no smaller and no larger than, in every resample.
-
-    Args:
-        single: the attributes that a mean over attributes is made of.
-    """
-    found: dict[Path, Sides] = {}
+def _limits(one: Measured, other: Measured, single: Sequence[str]) -> dict[Path, Limits]:
+    """The limits of every extreme; `single`: the attributes that a mean over attributes is made of."""
+    found: dict[Path, Limits] = {}
     for name, groups in one.attributes.items():
-        told: dict[str, list[Sides]] = {}
+        told: dict[str, list[Limits]] = {}
         for label, first in one.labels.items():
-            for metric, sides in _of_label(first, other.labels[label], name, groups).items():
-                told.setdefault(metric, []).append(sides)
-        for metric, sides_of in told.items():
-            found["attributes", name, metric] = _mean(sides_of)
+            for metric, limits in _of_label(first, other.labels[label], name, groups).items():
+                told.setdefault(metric, []).append(limits)
+        for metric, each in told.items():
+            found["attributes", name, metric] = _mean(each)
         areas = [("attributes", name, "groups", str(group), "auc") for group in groups]
         if areas:
             ahead = np.array([one.values[path] - other.values[path] for path in areas])
-            found["attributes", name, "worst_group_auc"] = np.fmin.reduce(ahead), np.fmax.reduce(ahead)
+            path = ("attributes", name, "worst_group_auc")
+            pushed = _average(one.errors[path]), _average(other.errors[path])
+            found[path] = Limits(np.fmin.reduce(ahead), np.fmax.reduce(ahead), pushed)
     for metric in ("es_auc", *RATES):
         of_single = [found["attributes", name, metric] for name in single if ("attributes", name, metric) in found]
         if of_single:
@@ -170,32 +173,50 @@ def _apart(one: Measured, other: Measured, single: Sequence[str]) -> dict[Path, 
     return found
 
 
-def _of_label(one: OfLabel, other: OfLabel, name: str, groups: Sequence[Any]) -> dict[str, Sides]:
+def _of_label(one: OfLabel, other: OfLabel, name: str, groups: Sequence[Any]) -> dict[str, Limits]:
     """The same for one label and attribute."""
     judged = [group for group in groups if one.groups[name, group]["judged"]]
 
-    def ahead(metric: str, among: Sequence[Any]) -> np.ndarray:
-        return np.array([one.groups[name, group][metric] - other.groups[name, group][metric] for group in among])
+    def each(metric: str, among: Sequence[Any]) -> list[np.ndarray]:
+        return [np.array([of.groups[name, group][metric] for group in among]) for of in (one, other)]
 
-    found: dict[str, Sides] = {}
+    found: dict[str, Limits] = {}
     for metric, rates in RATES.items():
         among = groups if metric == "dpd" else judged
         if len(among) > 1:
-            most = np.max([np.ptp(ahead(rate, among), axis=0) for rate in rates], axis=0)
-            found[metric] = -most, most
+            most = np.max([np.ptp(np.subtract(*each(rate, among)), axis=0) for rate in rates], axis=0)
+            pushed = _average(one.errors[name][metric]), _average(other.errors[name][metric])
+            found[metric] = Limits(-most, most, pushed)
     if len(judged) > 1:
-        # ES-AUC is AUC / (1 + s), and the models' s differ by no more than this.
+        # ES-AUC is AUC / (1 + s) with s the sum of |AUC - a group's|. The models' s differ by no more than `far`.
         first, second = one.together[name], other.together[name]
-        far = np.abs(first - second - ahead("auc", judged)).sum(axis=0)
-        found["es_auc"] = np.minimum(first / (1 + far) - second, 0), np.maximum(first - second / (1 + far), 0)
+        apart = [area - of for area, of in zip((first, second), each("auc", judged), strict=True)]
+        far = np.abs(apart[0] - apart[1]).sum(axis=0)
+        least, most = np.minimum(first / (1 + far) - second, 0), np.maximum(first - second / (1 + far), 0)
+        found["es_auc"] = Limits(least, most, (_pushed(first, apart[0]), _pushed(second, apart[1])))
     return found
 
 
-def _mean(sides: Sequence[Sides]) -> Sides:
-    least, most = (np.mean(side, axis=0) for side in zip(*sides, strict=True))
-    return least, most
+def _pushed(area: np.ndarray, apart: np.ndarray) -> float:
+    """By how much chance makes ES-AUC too small at most, on average: what it makes s too large, taken off.
+
+    Args:
+        area: AUC, [R + 1].
+        apart: AUC minus that of each group, [G, R + 1].
+    """
+    found = np.abs(apart[:, -1]).sum()
+    too_large = _average(np.abs(apart - apart[:, -1:]).sum(axis=0))
+    # May exceed AUC, which ES-AUC cannot: were it cut there, label by label, the mean over labels would be too small.
+    return float(area[-1] / max(1 + found - too_large, area[-1]) - area[-1] / (1 + found))
 
 
-def _mean_known(values: np.ndarray) -> float:
-    known = values[~np.isnan(values)]
+def _mean(each: Sequence[Limits]) -> Limits:
+    least, most = (np.mean([getattr(limits, side) for limits in each], axis=0) for side in ("least", "most"))
+    first, second = np.mean([limits.pushed for limits in each], axis=0)
+    return Limits(least, most, (float(first), float(second)))
+
+
+def _average(values: np.ndarray) -> float:
+    """Over the resamples that have the number; the last of the values are the data themselves."""
+    known = values[:-1][~np.isnan(values[:-1])]
     return float(known.mean()) if len(known) else np.nan

@@ -12,12 +12,9 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 from fairvlm_core.config import check, option
+from fairvlm_core.evaluation.verdicts import FAIL, HIGHER_IS_BETTER, MARGINS, PASS, UNSURE, measure_name, signed
 
-PASS, UNSURE, FAIL = "pass", "insufficient evidence", "fail"
-HIGHER_IS_BETTER = ("auc", "accuracy", "es_auc", "worst_group_auc")
 ABSOLUTE = {"max_dpd": "dpd", "max_eod": "eod", "min_es_auc": "es_auc"}  # of each attribute
-MARGINS = {"auc_margin": "auc", "accuracy_margin": "accuracy", "worst_group_margin": "worst_group_auc"}
-
 NO_CHAMPION = "There is no champion yet: only the absolute rules were judged."
 NO_RULE = "No rule was judged, so that nothing speaks for this model."
 ALL_HOLD = "Every rule that was judged holds."
@@ -86,33 +83,6 @@ def judge_gate(
     if against is None:
         reasons.append(NO_CHAMPION)
     return {"verdict": whole, "rules": asdict(rules), "findings": findings, "reasons": reasons}
-
-
-def measure_name(measure: str, kind: str) -> str:
-    """A measure as the reader sees it.
-
-    >>> measure_name("dpd", "multilabel"), measure_name("n", "binary")
-    ('DPG', 'images of the smallest group')
-    """
-    return {
-        "auc": "AUC",
-        "accuracy": "accuracy",
-        "es_auc": "ES-AUC",
-        "dpd": "DPD" if kind == "binary" else "DPG",
-        "eod": "EOD",
-        "worst_group_auc": "worst group AUC",
-        "n": "images of the smallest group",
-    }[measure]
-
-
-def signed(value: float) -> str:
-    """A difference as text.
-
-    >>> signed(0.0512), signed(-0.0004)
-    ('+0.051', '0.000')
-    """
-    text = f"{value:+.3f}"
-    return text[1:] if float(text) == 0 else text
 
 
 def _relative(
@@ -188,37 +158,45 @@ def _sizes(attribute: str, found: Mapping[str, Any], least: int) -> dict[str, An
     A count may read "<10", or "10 or more" where it is withheld lest a smaller one follows. The verdict is made of
     what these say, because a verdict made of the counts themselves would tell more.
     """
-    few, unjudged, counts = [], [], []
+    few, unjudged = [], []
     for name, group in found["groups"].items():
-        if not _at_least(group["n"], least):
+        if _certain(name, found) < least:
             few.append(f"{name} ({group['n']})")
         elif group["auc"] is None:
             unjudged.append(str(name))
-        counts.append(group["n"])
     parts = []
     if few:
-        parts.append(f"not known to have {least} images: {', '.join(few)}")
+        parts.append(f"without {least} images for certain: {', '.join(few)}")
     if unjudged:
         parts.append(f"without an AUC, for lack of positives or negatives: {', '.join(unjudged)}")
     if not found["groups"]:
         parts.append("no group is known")
     verdict = UNSURE if parts else PASS
     told = "; ".join(parts) if parts else f"every group has {least} images or more, and an AUC"
-    known = all(isinstance(count, int) for count in counts) and bool(counts)
+    counts = [group["n"] for group in found["groups"].values()]
+    known = bool(counts) and all(isinstance(count, int) for count in counts)
     row = {"difference": min(counts) if known else None, "low": None, "high": None}
     return _finding("min_group", "n", attribute, verdict, row, least, f"Groups by {_words(attribute)}: {told}.")
 
 
-def _at_least(count: int | str, least: int) -> bool:
-    """Whether a published count is known to be at least so much.
+def _certain(name: Any, found: Mapping[str, Any]) -> int:
+    """How many images a group has at least, as anybody can tell from what is published of its attribute.
 
-    >>> [_at_least(count, 10) for count in (10, 9, "<10", "10 or more")], _at_least("10 or more", 11)
-    ([True, False, False, True], False)
+    >>> groups = {"a": {"n": 480}, "b": {"n": "10 or more"}, "c": {"n": "<10"}}
+    >>> [_certain(name, {"n": 600, "groups": groups}) for name in groups], _certain("b", {"n": None, "groups": groups})
+    ([480, 111, 1], 10)
     """
+    count = found["groups"][name]["n"]
     if isinstance(count, int):
-        return count >= least
-    number, _, rest = count.partition(" ")
-    return rest == "or more" and number.isdigit() and int(number) >= least
+        return count
+    number = int("".join(filter(str.isdigit, count)))
+    if count.startswith("<"):
+        return 1
+    others = [group["n"] for other, group in found["groups"].items() if other != name]
+    if found["n"] is None or any(isinstance(one, str) and not one.startswith("<") for one in others):
+        return number
+    most = sum(one if isinstance(one, int) else int(one[1:]) - 1 for one in others)
+    return max(number, found["n"] - most)
 
 
 def _side(row: Mapping[str, Any] | None, bound: float, *, higher: bool, beyond: bool = False) -> str:

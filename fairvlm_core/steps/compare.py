@@ -93,6 +93,7 @@ def run(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path])
                 "test": _judged(test[name]),
                 "thresholds": dict(test[name].thresholds),
                 "calibration": test[name].calibration,
+                **_rule(inputs[name]),
             }
             for name, title in TITLES.items()
         },
@@ -132,6 +133,7 @@ def run(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path])
         ),
         against=against,
         champion=champion,
+        gate=gate,
         strata=read_json(inputs["strata"] / "strata.json", made_by="stratify"),
         pictures={title: path.read_bytes() for title, path in drawn.items() if path.is_file()},
     )
@@ -169,6 +171,14 @@ def _test_hash(cohort: Path, chosen: Subject) -> str:
 def _judged(subject: Subject) -> dict[str, Any]:
     """A model's judgement with the intervals and p-values that the report shows: `register` makes its card of them."""
     return {**subject.judgement, "intervals": subject.sure, "p_values": subject.p_values}
+
+
+def _rule(evaluated: Path) -> dict[str, Any]:
+    """By which rule the thresholds were tuned, and its target: the registered model keeps them."""
+    from fairvlm_core.files import read_json
+
+    fixed = read_json(evaluated / "evaluation.json", made_by="evaluate")["thresholds"]
+    return {key: fixed[key] for key in ("rule", "target") if key in fixed}
 
 
 def _champion(inputs: Mapping[str, Path]) -> dict[str, Any] | None:

@@ -34,6 +34,7 @@ from fairvlm_core.evaluation.report.page import page as page_of
 from fairvlm_core.evaluation.report.subjects import Subject, group_curves, group_reliability, subjects_in
 from fairvlm_core.evaluation.report.svg import ticks
 from fairvlm_core.evaluation.thresholds import add_decisions, tune
+from fairvlm_core.registry.gate import Rules, judge_gate
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -62,6 +63,8 @@ def everything(kind: str, tmp_path: Path) -> Content:
     new, other, champion = subjects
     counts = {"train_before": 1390, "train_after": 150}
     cells = [{"sex": "male", "age_group": "40-59", **counts}, {"sex": "female", "age_group": "80+", **counts}]
+    against = against_champion(new.scores, champion.scores)
+    judged = {**new.judgement, "intervals": new.sure}
     return Content(
         "Fairness of the compared models",
         subjects,
@@ -69,16 +72,18 @@ def everything(kind: str, tmp_path: Path) -> Content:
         how,
         selection=Selection(new.title, "es_auc", ["sex"], {new.title: 0.8, other.title: 0.7}),
         against=contrasts(new.scores, {other.title: other.scores}),
-        champion=Champion(champion.title, False, against_champion(new.scores, champion.scores)),
+        champion=Champion(champion.title, False, against),
+        gate=judge_gate(judged, against, Rules(max_eod=0.1, min_es_auc=0.97)),
         strata={"attributes": ["sex", "age_group"], "cells": cells},
         pictures={new.title: picture.getvalue()},
     )
 
 
 SECTIONS = (
-    "Summary", "Against the champion", "Stage 2 against the others", "By attribute", "How well each group is ranked",
-    "ROC curves per group", "Groups within groups", "Accuracy against the gap between groups",
-    "Gaps at other thresholds", "How far the scores can be believed", "Answers in words", "Where the models look",
+    "Summary", "The gate", "Against the champion", "Stage 2 against the others", "By attribute",
+    "How well each group is ranked", "ROC curves per group", "Groups within groups",
+    "Accuracy against the gap between groups", "Gaps at other thresholds", "How far the scores can be believed",
+    "Answers in words", "Where the models look",
     "The training cohort before and after balancing", "How decisions are made", "What is left out",
     "What the words mean",
 )  # fmt: skip
@@ -459,6 +464,44 @@ def browser(tmp_path):
         return done
 
     return show
+
+
+@pytest.mark.parametrize("kind", ["binary", "multilabel"])
+def test_the_gate_is_told_in_words_numbers_and_a_picture(tmp_path, kind):
+    content = everything(kind, tmp_path)
+    gate, page = content.gate, page_of(content)
+    told = {finding["verdict"] for finding in gate["findings"]}
+    assert told == {"pass", "fail", "insufficient evidence"}
+    section = re.search(r"<h2>The gate</h2>(.*?)</section>", page, re.S).group(1)
+    assert page.count(f"<strong>Gate: {gate['verdict']}.</strong>") == 2  # in the verdict above all, and in its section
+    for reason in gate["reasons"]:
+        assert html.escape(reason) in section
+    rows = re.findall(r'<tr><th scope="row">(.*?)</tr>', section)
+    assert len(rows) == len(gate["findings"])
+    for row, finding in zip(rows, gate["findings"], strict=True):
+        assert row.endswith(f"{finding['verdict']}</td>")
+        if finding["low"] is not None:
+            signs = "+" if finding["rule"] in ("auc_margin", "accuracy_margin", "worst_group_margin", "fairer") else ""
+            low, high = (re.sub(r"^[+-](?=0\.000$)", "", f"{finding[end]:{signs}.3f}") for end in ("low", "high"))
+            assert f"{low} to {high}" in row
+    # In the picture a finding that passes has its whole interval on the shaded side, one that fails none of it.
+    shown = [finding for finding in gate["findings"] if finding["low"] is not None]
+    pictures = [ElementTree.fromstring(found) for found in re.findall(r"<svg [^>]*role=.img.*?</svg>", section, re.S)]
+    bands, bars = [], []
+    for picture in pictures:
+        bands += [
+            (float(rect.get("x")), float(rect.get("x")) + float(rect.get("width")))
+            for rect in picture.iter("rect")
+            if rect.get("class") == "good"
+        ]
+        lines = [line for line in picture.iter("line") if (line.get("class") or "").startswith("curve")]
+        bars += [(float(line.get("x1")), float(line.get("x2"))) for line in lines if line.get("y1") == line.get("y2")]
+    assert len(shown) == len(bands) == len(bars) > 5
+    for finding, (start, end), (low, high) in zip(shown, bands, bars, strict=True):
+        inside, outside = start - 0.02 <= low and high <= end + 0.02, high < start + 0.02 or low > end - 0.02
+        assert finding["verdict"] != "pass" or inside
+        assert finding["verdict"] != "fail" or outside
+        assert finding["verdict"] != "insufficient evidence" or not (inside or outside) or finding["rule"] == "fairer"
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import html
 import json
 import re
@@ -18,6 +19,8 @@ from fairvlm_core.cohort.table import write_cohort
 from fairvlm_core.errors import ConfigError, PredictionsError
 from fairvlm_core.evaluation.predictions import read_predictions, write_predictions
 from fairvlm_core.evaluation.report import print_summary
+from fairvlm_core.registry import lineage
+from fairvlm_core.registry.gate import NO_CHAMPION, Rules
 from fairvlm_core.steps import evaluate, execute, tune_thresholds
 from fairvlm_core.steps.compare import TITLES, Config
 
@@ -87,7 +90,8 @@ def test_comparison_report_table_and_picture_are_written(inputs, tmp_path):
     assert Image.open(tmp_path / "out" / "tradeoff.png").size[0] > 900
     assert len(found["table"]) == 3 * 4  # sex, age group, race, and sex x age group
     assert "champion" not in found
-    assert "champion" not in page.lower()
+    assert NO_CHAMPION in page
+    assert page.lower().count("champion") == 1
 
 
 def words_of(page):
@@ -299,11 +303,82 @@ def test_better_and_worse_than_the_champion_are_said_in_words(inputs, tmp_path):
     assert worse in (tmp_path / "worse" / "report.md").read_text()
 
 
+FINDING = {"rule", "measure", "attribute", "verdict", "value", "low", "high", "bound", "reason"}
+
+
+def test_the_gate_is_written_and_told_everywhere(inputs, tmp_path, capsys):
+    """gate.json is what register tags a version with; who reads the page or the terminal sees the same."""
+    folders = champion_of(inputs, tmp_path / "champion", "stage1")
+    metrics, found = compare(folders, tmp_path / "out", criterion="auc", gate={"max_eod": 0.05, "fairer": "eod"})
+    gate = json.loads((tmp_path / "out" / "gate.json").read_text())
+    assert set(gate) == {
+        "verdict", "model", "rules", "findings", "reasons", "champion", "test_sha256", "min_cell"
+    }  # fmt: skip
+    assert gate["model"] == found["selected"]
+    assert metrics["gate"] == gate["verdict"] != "pass"
+    assert gate["rules"] == dataclasses.asdict(Rules(max_eod=0.05, fairer="eod"))
+    assert gate["champion"] == {
+        "name": "fairvlm", "version": "3", "run_id": "r" * 32, "fingerprint": "f" * 64
+    }  # fmt: skip
+    assert gate["test_sha256"] == lineage.test_hash(inputs["strata"])
+    assert gate["min_cell"] == 10
+    assert all(set(finding) == FINDING for finding in gate["findings"])
+    # What it was judged by is what comparison.json holds.
+    told = {(row["measure"], row["attribute"]): row for row in found["champion"]["contrasts"]}
+    model = found["models"][found["selected"]]["test"]
+    attributes = [name for name in model["attributes"] if " x " not in name]
+    seen = set()
+    for finding in gate["findings"]:
+        measure, attribute, rule = finding["measure"], finding["attribute"], finding["rule"]
+        numbers = [finding[key] for key in ("value", "low", "high")]
+        seen.add((rule, attribute))
+        if rule in ("auc_margin", "accuracy_margin", "worst_group_margin", "fairer"):
+            row = told[measure, attribute]
+            assert numbers == [row[key] for key in ("difference", "low", "high")]
+        elif rule != "min_group":
+            ends = model["intervals"]["attributes"][attribute][measure]
+            assert numbers == [model["attributes"][attribute][measure], *(ends or (None, None))]
+    of_each = {"worst_group_margin", "max_dpd", "max_eod", "min_es_auc", "min_group"}
+    assert seen == {(rule, name) for rule in of_each for name in attributes} | {
+        (rule, None) for rule in ("auc_margin", "accuracy_margin", "fairer")
+    }
+    page, text = ((tmp_path / "out" / name).read_text() for name in ("report.html", "report.md"))
+    printed = " ".join(capsys.readouterr().out.split())
+    for reason in gate["reasons"]:
+        assert reason in words_of(page)
+        assert f"- {reason}" in printed
+        assert reason.split("(")[0] in text
+    rows = tables_in(text)["The gate"][1:]
+    assert [row[-1] for row in rows] == [finding["verdict"] for finding in gate["findings"]]
+
+
+@pytest.mark.parametrize("inputs", ["binary"], indirect=True)
+def test_the_gate_of_the_first_model_has_absolute_rules_only(inputs, tmp_path):
+    compare(inputs, tmp_path / "out")
+    gate = json.loads((tmp_path / "out" / "gate.json").read_text())
+    assert gate["champion"] is None
+    assert {finding["rule"] for finding in gate["findings"]} == {"max_dpd", "max_eod", "min_es_auc", "min_group"}
+    assert gate["reasons"][-1] == NO_CHAMPION
+    # Asians are without a positive in these predictions, and the one group of six people is suppressed.
+    (race,) = [f for f in gate["findings"] if (f["rule"], f["attribute"]) == ("min_group", "race")]
+    assert race["verdict"] == "insufficient evidence"
+    assert "Pacific Islander (<10)" in race["reason"]
+
+
+@pytest.mark.parametrize("inputs", ["binary"], indirect=True)
+def test_a_cohort_with_other_test_images_is_refused(inputs, tmp_path):
+    write_cohort(generated.cohort("binary").slice(0, 890), tmp_path / "strata")
+    (tmp_path / "strata" / "strata.json").write_text(json.dumps(STRATA))
+    with pytest.raises(PredictionsError, match="not judged on the test images of this cohort"):
+        compare({**inputs, "strata": tmp_path / "strata"}, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("inputs", ["binary"], indirect=True)
 def test_without_a_champion_in_use_the_input_is_as_if_absent(inputs, tmp_path):
     compare(inputs, tmp_path / "absent")
     compare(champion_of(inputs, tmp_path / "champion", version=None), tmp_path / "nobody")
-    for name in ("comparison.json", "report.html", "report.md", "metrics.json"):
+    for name in ("comparison.json", "gate.json", "report.html", "report.md", "metrics.json"):
         assert (tmp_path / "absent" / name).read_bytes() == (tmp_path / "nobody" / name).read_bytes()
 
 

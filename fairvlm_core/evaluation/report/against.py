@@ -19,6 +19,7 @@ from fairvlm_core.evaluation.report.words import (
     parity,
     with_chance,
 )
+from fairvlm_core.evaluation.verdicts import signed
 
 LOWER_IS_BETTER = ("dpd", "eod")
 OF_ACCURACY = ("auc", "accuracy")
@@ -100,16 +101,6 @@ def difference(row: Mapping[str, Any]) -> str:
         return "–"
     ends = "" if row["low"] is None else f"\n{signed(row['low'])} to {signed(row['high'])}"
     return with_chance(f"{signed(row['difference'])}{ends}", row["p_holm"])
-
-
-def signed(value: float) -> str:
-    """A difference as text.
-
-    >>> signed(0.0512), signed(-0.0004)
-    ('+0.051', '0.000')
-    """
-    text = f"{value:+.3f}"
-    return text[1:] if float(text) == 0 else text
 
 
 def _judged(what: str, rows: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> str:

@@ -53,6 +53,7 @@ class Content:
         selection: which model was chosen and by what, if one was.
         against: what `contrasts` says of the selected model and the other candidates.
         champion: the model in use, if there is one.
+        gate: what `judge_gate` says of the selected model, if it was judged.
         strata: the content of `strata.json`: the training cells before and after balancing.
         pictures: a model's title -> PNG of where it looks.
     """
@@ -64,5 +65,6 @@ class Content:
     selection: Selection | None = None
     against: Sequence[Mapping[str, Any]] = ()
     champion: Champion | None = None
+    gate: Mapping[str, Any] | None = None
     strata: Mapping[str, Any] | None = None
     pictures: Mapping[str, bytes] = field(default_factory=dict)

@@ -14,6 +14,7 @@ from fairvlm_core.evaluation.report.belief import belief, calibration_told
 from fairvlm_core.evaluation.report.beyond import intersection_section, thresholds_section
 from fairvlm_core.evaluation.report.blocks import BOLD, SMALL, figure, legend, numbers_below, scrolled, scrolled_table
 from fairvlm_core.evaluation.report.content import Content
+from fairvlm_core.evaluation.report.gate import badge, gate_section
 from fairvlm_core.evaluation.report.groups import by_attribute, group_figure, roc_figure, tradeoff
 from fairvlm_core.evaluation.report.spreadsheet import numbers_link
 from fairvlm_core.evaluation.report.subjects import Subject
@@ -43,6 +44,7 @@ def page(content: Content) -> str:
     )
     lead, *more = verdict(content.subjects, content.split, content.selection)
     told = "".join(f"<p>{unbroken(' '.join(part))}</p>" for part in (more, champion_told(content)) if part)
+    told += badge(content.gate) if content.gate else ""
     style = files(__package__).joinpath("style.css").read_text()
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
@@ -63,6 +65,8 @@ def _sections(content: Content) -> list[tuple[str, str]]:
     subjects, first = content.subjects, content.subjects[0].judgement
     attributes = list(first["attributes"])
     shown = [("Summary", _headline(content))]
+    if content.gate:
+        shown.append(("The gate", gate_section(content.gate, first["kind"])))
     if content.champion and content.selection:
         shown.append(("Against the champion", against_champion_section(content, content.champion)))
     if content.against and content.selection:

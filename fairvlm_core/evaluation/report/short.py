@@ -8,6 +8,7 @@ from typing import Any
 
 from fairvlm_core.evaluation.report.against import champion_table, champion_told
 from fairvlm_core.evaluation.report.content import Content
+from fairvlm_core.evaluation.report.gate import gate_table, verdict_line
 from fairvlm_core.evaluation.report.subjects import Subject
 from fairvlm_core.evaluation.report.tables import headline
 from fairvlm_core.evaluation.report.words import (
@@ -38,9 +39,14 @@ def short(content: Content, *, full: str) -> str:
         plain(facts(content)),
         f"**{plain(lead)}** {plain(' '.join(more))}",
         plain(" ".join(champion_told(content))),
+        f"**{plain(verdict_line(content.gate))}**" if content.gate else "",
         markdown_table(*headline(content.subjects, content.selection)),
         f"In brackets: intervals of 95 %. ES-AUC, {name} and EOD are means over the attributes.",
     ]
+    if content.gate:
+        parts += ["## The gate", "\n".join(f"- {plain(reason)}" for reason in content.gate["reasons"])]
+        parts += [markdown_table(*gate_table(content.gate, first["kind"]), text=2)]
+        parts += ["A rule is judged on the interval in brackets, never on the number before it."]
     if content.champion and content.selection:
         told = "p is after Holm's correction over the rows."
         parts += ["## Against the champion", markdown_table(*champion_table(content, content.champion), text=2), told]
