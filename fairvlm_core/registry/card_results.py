@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fairvlm_core.cohort.document import Table
-from fairvlm_core.evaluation.report.against import signed
 from fairvlm_core.evaluation.report.words import attribute_name, capitalised, count, number, parity
+from fairvlm_core.evaluation.verdicts import signed
 from fairvlm_core.registry.failings import ends, with_ends
 
 Facts = Mapping[str, Any]  # of `card`
