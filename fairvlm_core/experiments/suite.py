@@ -34,7 +34,7 @@ def summarise_suite(suite: Suite, found: Mapping[str, Mapping[str, Mapping[str, 
         of an image alone reaches there (null where that is not known).
     """
     first = next(iter(next(iter(found.values())).values()))
-    attributes = [name for name in first["attributes"] if name in suite.attributes]
+    attributes = [name for name in suite.attributes if name in first["attributes"]]
     wanted = [(metric, None) for metric in EVERYBODY] + [(m, name) for name in attributes for m in SHOWN]
     methods: dict[str, dict[str, Any]] = {}
     cells: list[dict[str, Any]] = []
@@ -122,7 +122,7 @@ def draw_suite(summary: Mapping[str, Any], path: Path) -> None:
             # The same colour is the same distance in every panel.
             shown = panel.imshow(values, cmap="RdYlGn_r", vmin=-0.15, vmax=0.15, aspect="auto", alpha=0.75)
             better = "higher" if BETTER[metric] > 0 else "lower"
-            title = f"{metric_name(metric, summary['kind'])}, {attribute_name(attribute)} ({better} is better)"
+            title = f"{metric_name(metric, summary['kind'])}, {attribute_name(attribute)}\n{better} is better"
             panel.set_title(title, fontsize=8, loc="left")
             panel.set_yticks(range(len(drawn)), [method["title"] for method in drawn], fontsize=7)
             names = [setting["title"] for setting in settings]
