@@ -42,12 +42,13 @@ class Package:
     Attributes:
         model: folder of the MLflow model, with MLmodel.
         record: folder that holds what the run has of `RECORD`.
-        tags: of the version, without those of its promotion there.
+        tags: of the version, without those of its promotion there; description: its card's short form.
     """
 
     model: Path
     record: Path
     tags: Mapping[str, str]
+    description: str
     run_name: str
     run_tags: Mapping[str, str]
     parameters: Mapping[str, str]
@@ -87,6 +88,7 @@ def pack(found: Registered, artifact: Path | None, folder: Path, server: str) ->
         model=artifact.parent.parent,
         record=folder,
         tags={key: value for key, value in found.tags.items() if not key.startswith(PROMOTED)} | origin,
+        description=client.get_model_version(found.name, found.number).description or "",
         run_name=run.info.run_name,
         run_tags={key: value for key, value in run.data.tags.items() if not key.startswith("mlflow.")} | origin,
         parameters=run.data.params,
@@ -126,7 +128,16 @@ def log_again(package: Package, name: str, folder: Path) -> str:
             validate_serving_input=False,
         )
         run_id = run.info.run_id
-    number = str(tracking.register(logged.model_uri, run_id, name=name, alias=CHALLENGER, tags=dict(package.tags)))
+    number = str(
+        tracking.register(
+            logged.model_uri,
+            run_id,
+            name=name,
+            alias=CHALLENGER,
+            tags=dict(package.tags),
+            description=package.description,
+        )
+    )
     here = versions.find(name, number)
     if here is None or not _arrived(here, folder / number):
         raise CheckpointError(
