@@ -79,6 +79,12 @@ def test_the_whole_pipeline_runs_to_the_end(run, tmp_path):
     assert version.tags["image"] == IMAGE
     assert version.tags["kfp_run_id"]
     assert "dataset_commit" not in version.tags  # nothing was fetched
+    kept = Path(client.download_artifacts(version.run_id, "lineage", str(tmp_path)))
+    sections = json.loads((kept / "params.json").read_text())
+    assert list(sections) == sorted(STEPS)
+    assert sections["stage1"]["epochs"] == SMALL["stage1"]["epochs"]
+    assert isinstance(sections["stage1"]["epochs"], int)
+    assert json.loads((kept / "origin.json").read_text())["kfp_run_id"] == version.tags["kfp_run_id"]
 
 
 @pytest.mark.slow
