@@ -216,7 +216,7 @@ def _against(measure: str, attribute: str | None, row: Mapping[str, Any] | None,
     if row is None or row["difference"] is None or row["low"] is None:
         return f"{name} has no interval of its difference from the champion's, so that nothing is ruled out."
     ends = f"{signed(row['low'])} to {signed(row['high'])}"
-    return f"{name} is {signed(row['difference'])} against the champion's ({ends}): {told}."
+    return f"{name} differs from the champion's by {signed(row['difference'])} ({ends}): {told}."
 
 
 def _finding(
