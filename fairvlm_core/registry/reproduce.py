@@ -319,7 +319,7 @@ def _lock(recorded: Recorded, root: Path) -> list[Check]:
         return [Check("dvc.lock", f"{len(then)} folders", "–", UNKNOWN, why)]
     now = outputs(record.stripped(record.read_yaml(path)))
     now = {name: md5 for name, md5 in now.items() if name in then}
-    why = "dvc checkout with the recorded dvc.lock, or dvc repro."
+    why = "dvc checkout with the recorded dvc.lock; after a repetition, --against tells if more than speeds is other."
     return _rows("dvc.lock:", "dvc.lock", then, now, of="folders", why=why)
 
 
