@@ -206,6 +206,7 @@ def pretrain_llava(
         said = [spoken[i] for i in rng.integers(len(spoken), size=BATCH)]
         loss = _picture_loss(vlm, features[rows], [shown[i] for i in rows], said)
         last = _update(optimizer, loss, step, steps, 2e-3)
+    vlm.llava.config._name_or_path = ""  # the folder it was read from says nothing about the model
     vlm.llava.save_pretrained(folder)
     return last
 

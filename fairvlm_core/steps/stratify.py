@@ -45,7 +45,7 @@ class Config:
         1.0, "A large cell keeps this many times the median cell; none: all its rows.", low=1
     )
     allow_empty_cells: bool = option(False, "Accept a training split in which a cell has no rows.")
-    min_cell: int = option(10, "Cells with fewer images are suppressed in what is published.", low=1)
+    min_cell: int = option(10, "Cells with fewer patients are suppressed in what is published.", low=1)
     seed: int = option(0, "Which patients and rows are chosen.", low=0)
 
     def __post_init__(self) -> None:

@@ -50,6 +50,8 @@ def test_the_same_seed_gives_the_same_bytes(cohort, tmp_path):
     for model in ("llava", "dual"):
         first, again, other = ((tmp_path / name / model / "model.safetensors").read_bytes() for name in "abc")
         assert first == again != other
+        for file in (tmp_path / "a" / model).iterdir():  # whatever folder they were written to
+            assert file.read_bytes() == (tmp_path / "b" / model / file.name).read_bytes(), file.name
 
 
 def test_pretraining_learns(cohort, tmp_path):
