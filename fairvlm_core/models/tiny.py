@@ -121,6 +121,7 @@ def build_llava(
         image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
         image_seq_length=(image_size // vision_config.patch_size) ** 2,
     )
+    config.vision_config._name_or_path = ""  # the folder it was read from says nothing about the model
     torch.manual_seed(seed)
     llava = LlavaForConditionalGeneration(config)
     llava.model.vision_tower.load_state_dict(tower.state_dict())
@@ -206,7 +207,6 @@ def pretrain_llava(
         said = [spoken[i] for i in rng.integers(len(spoken), size=BATCH)]
         loss = _picture_loss(vlm, features[rows], [shown[i] for i in rows], said)
         last = _update(optimizer, loss, step, steps, 2e-3)
-    vlm.llava.config._name_or_path = ""  # the folder it was read from says nothing about the model
     vlm.llava.save_pretrained(folder)
     return last
 
