@@ -66,26 +66,24 @@ told = {}
 def took(what):
     told[what] = time.process_time() - sum(told.values())
 import mlflow.pyfunc, mlflow.pyfunc.scoring_server, fastapi, uvicorn
-took("mlflow")
 from fairvlm_core.registry import model
 from transformers import LlavaForConditionalGeneration, AutoTokenizer
 import peft
-took("code")
+took("imports")
 from fairvlm_core.registry.base import find_base
 from fairvlm_core.models import describe, vlm
 from fairvlm_core.files import read_json
 artifact = Path(sys.argv[1])
 base = find_base(read_json(artifact / "base.json", made_by="register"))
+took("hashing")
 described = describe(artifact / "model")
 loaded = vlm.load_base(base, described["task"], described["image_size"])
-took("base")
-del loaded
-took("freed")
-class Context:
-    artifacts = {"fairvlm": str(artifact)}
-whole = model.RegisteredModel()
-whole.load_context(Context())
-took("whole")
+for parameter in loaded.llava.parameters():
+    parameter.data.add_(0.0)  # the weights are mapped from the file: they are read here
+took("reading")
+for name in described["adapters"]:
+    vlm.apply_adapter(loaded, artifact / "model" / name)
+took("folding")
 print(json.dumps(told))
 """
 
@@ -178,7 +176,7 @@ def race(folders: dict[str, Path], root: Path, uri: str, rounds: int) -> list[Re
 
 
 def cold_load(root: Path, width: int, layers: int) -> tuple[float, dict[str, float]]:
-    """GB of a base model, and the processor seconds of loading what stands on it: imports, base alone, all of it."""
+    """GB of a base model, and the processor seconds of loading what stands on it."""
     from fairvlm_core.models import tiny
     from fairvlm_core.registry import tracking
     from fairvlm_core.registry.base import base_reference
@@ -192,9 +190,9 @@ def cold_load(root: Path, width: int, layers: int) -> tuple[float, dict[str, flo
     fixed = {"thresholds": {"glaucoma": 0.5}}
     reference = base_reference(folders["base"], "vlm")
     tracking.write_artifact(root / "artifact", model=folders["stage2"], fixed=fixed, reference=reference)
-    done = subprocess.run(
-        [sys.executable, "-c", LOAD, str(root / "artifact")], capture_output=True, text=True, check=False
-    )
+    words = [sys.executable, "-c", LOAD, str(root / "artifact")]
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(words, env=one_thread, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"The process failed: {done.stderr[-2000:]}")
     return sum(reference["size"].values()) / 1e9, json.loads(done.stdout.splitlines()[-1])
@@ -218,13 +216,14 @@ def table(results: list[Result], loads: list[tuple[float, dict[str, float]]]) ->
     most = statistics.median(whole.ours)
     lines += ["", f"Register and fetch take {most:.1f} s of the processor; the aim is less than {LIMIT} s.", ""]
     lines += [
-        "| base model | imports, s | base model alone, s | the registered model, s | of loading, the base model is |",
-        "| --- | --- | --- | --- | --- |",
+        "| base model | imports, s | weights hashed, s | read, s | adapters folded in, s | grows with the base |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
     for gigabytes, took in loads:
-        imports, base, all_of_it = took["mlflow"] + took["code"], took["base"], took["whole"]
-        share = f"{min(base / all_of_it, 1):.0%}"
-        lines.append(f"| {gigabytes:.2f} GB | {imports:.1f} | {base:.1f} | {all_of_it:.1f} | {share} |")
+        steps = [took[name] for name in ("hashing", "reading", "folding")]
+        share = sum(steps) / (took["imports"] + sum(steps))
+        shown = " | ".join(f"{seconds:.1f}" for seconds in (took["imports"], *steps))
+        lines.append(f"| {gigabytes:.2f} GB | {shown} | {share:.0%} |")
     return "\n".join(lines) + "\n"
 
 

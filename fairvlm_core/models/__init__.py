@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import warnings
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,8 +13,11 @@ from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
 from fairvlm_core.cohort.table import Task
-from fairvlm_core.errors import CheckpointError, nearest
-from fairvlm_core.files import read_json, write_json
+from fairvlm_core.errors import CheckpointError
+from fairvlm_core.model_files import BASES_FILE as BASES_FILE
+from fairvlm_core.model_files import MODEL_FILE as MODEL_FILE
+from fairvlm_core.model_files import base_path, describe
+from fairvlm_core.model_files import write_description as write_description
 
 # A step's output is its own: progress of the work and mistakes, not what a library says while it loads.
 transformers_logging.set_verbosity_error()
@@ -23,8 +25,6 @@ transformers_logging.disable_progress_bar()
 warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
 
 FAMILIES = {"vlm": "fairvlm_core.models.vlm", "dual": "fairvlm_core.models.dual"}
-MODEL_FILE = "model.json"
-BASES_FILE = "bases.json"
 # Model types and architectures of the original LLaVA code, which transformers does not know.
 ORIGINAL_LLAVA = ("llava_mistral", "llava_llama", "llava_mpt", "llava_qwen")
 ORIGINAL_CLASSES = ("LlavaMistralForCausalLM", "LlavaLlamaForCausalLM", "LlavaMptForCausalLM", "LlavaQwenForCausalLM")
@@ -55,32 +55,6 @@ class Model(Protocol):
         ...
 
 
-def base_path(base: Path, family: str) -> str:
-    """Where a family's pretrained checkpoint is: a folder, or the hub name in `bases.json`.
-
-    Raises:
-        CheckpointError: when the reference is missing or points to a folder that does not exist.
-    """
-    bases = read_json(base / BASES_FILE, made_by="base_models")
-    if family not in bases:
-        raise CheckpointError(
-            f"There is no base model for the family {family}.",
-            where=str(base / BASES_FILE),
-            mend=nearest(family, bases),
-        )
-    reference = bases[family]
-    inside = base / reference
-    if inside.is_dir():
-        return str(inside)
-    if reference.startswith((".", "/")):
-        raise CheckpointError(
-            "The pretrained checkpoint is missing.",
-            where=reference,
-            mend="Download it, or mend base_models in params.yaml.",
-        )
-    return reference
-
-
 def load(folder: Path, base: Path) -> Model:
     """Load a trained model from the folder a training step wrote and the folder that `base_models` wrote.
 
@@ -90,33 +64,6 @@ def load(folder: Path, base: Path) -> Model:
     described = describe(folder)
     module = importlib.import_module(FAMILIES[described["family"]])
     return module.load(folder, base_path(base, described["family"]), described)
-
-
-def describe(folder: Path) -> dict[str, Any]:
-    """What `model.json` says: name, family, task, image_size, seed and the family's own settings."""
-    if not (folder / MODEL_FILE).is_file():
-        raise CheckpointError(
-            "There is no trained model here.",
-            where=str(folder / MODEL_FILE),
-            mend="Run its training step first, or pass its folder.",
-        )
-    described = read_json(folder / MODEL_FILE, made_by="stage1")
-    return {**described, "task": Task(**described["task"])}
-
-
-def write_description(
-    folder: Path, *, name: str, family: str, task: Task, image_size: int, seed: int, **settings: Any
-) -> None:
-    """Write `model.json`, from which `load` rebuilds the model."""
-    described = {
-        "name": name,
-        "family": family,
-        "task": asdict(task),
-        "image_size": image_size,
-        "seed": seed,
-        **settings,
-    }
-    write_json(folder / MODEL_FILE, described)
 
 
 def device() -> torch.device:

@@ -10,7 +10,7 @@ from typing import Any
 
 from fairvlm_core.errors import CheckpointError
 from fairvlm_core.files import read_json, sha256
-from fairvlm_core.models import base_path
+from fairvlm_core.model_files import base_path
 
 # A folder that `base_models` wrote: where a registered model looks for its base first.
 BASE_VARIABLE = "FAIRVLM_BASE"

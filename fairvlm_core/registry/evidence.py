@@ -17,7 +17,7 @@ from mlflow.exceptions import MlflowException
 
 from fairvlm_core.errors import CheckpointError, FairVLMError
 from fairvlm_core.files import read_json, sha256
-from fairvlm_core.models import describe
+from fairvlm_core.model_files import describe
 from fairvlm_core.registry import lineage, versions
 from fairvlm_core.registry.base import require_there
 from fairvlm_core.registry.versions import Registered

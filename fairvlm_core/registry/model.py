@@ -26,19 +26,14 @@ from mlflow.pyfunc import PythonModel
 from PIL import Image
 
 from fairvlm_core.cohort.images import open_image, square
-from fairvlm_core.cohort.table import ATTRIBUTES
 from fairvlm_core.errors import CheckpointError, FairVLMError
 from fairvlm_core.evaluation.calibration import calibrate
 from fairvlm_core.evaluation.thresholds import decide
 from fairvlm_core.files import read_json
 from fairvlm_core.models import FAMILIES, describe
 from fairvlm_core.registry.base import find_base
+from fairvlm_core.registry.columns import ARTIFACT, IMAGE, REFUSED, output_columns
 
-ARTIFACT = "fairvlm"
-IMAGE = "image"
-# What a model must never be told about a person. The signature declares these columns only so that they arrive here and
-# are refused: MLflow silently drops a column that is not declared, and the caller would think that it was used.
-REFUSED = (*ATTRIBUTES, "age")
 BATCH = 256
 # MLflow writes this file beside a registered model that it loads: which version it is.
 META_FILE = "registered_model_meta"
@@ -109,12 +104,6 @@ class RegisteredModel(PythonModel):
             result["predicted"] = np.array(self.labels, dtype=object)[score.argmax(axis=1)]
         result["version"] = self.version
         return result
-
-
-def output_columns(labels: Sequence[str], kind: str) -> list[str]:
-    """Names of the columns that `predict` returns."""
-    names = [f"{what}_{label}" for what in ("score", "label") for label in labels]
-    return [*names, "predicted", "version"] if kind == "multiclass" else [*names, "version"]
 
 
 def _thresholds(fixed: Mapping[str, Any], labels: Sequence[str], artifact: Path) -> list[float]:

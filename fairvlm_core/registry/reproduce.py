@@ -22,7 +22,7 @@ from fairvlm_core.cohort.table import COHORT_FILE
 from fairvlm_core.config import build
 from fairvlm_core.errors import CheckpointError, FairVLMError
 from fairvlm_core.files import read_json, sha256
-from fairvlm_core.models import base_path
+from fairvlm_core.model_files import base_path
 from fairvlm_core.registry import lineage, record, versions
 from fairvlm_core.registry.base import BASE_VARIABLE, weights_of
 from fairvlm_core.registry.licences import shown

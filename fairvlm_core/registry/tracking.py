@@ -25,12 +25,12 @@ from mlflow.types.schema import AnyType, ColSpec, Schema
 from PIL import Image
 from sqlalchemy.exc import SQLAlchemyError
 
+from fairvlm_core.cohort.fundus import draw_fundus
 from fairvlm_core.cohort.table import Task
 from fairvlm_core.errors import FairVLMError
 from fairvlm_core.files import write_json
-from fairvlm_core.models import describe
-from fairvlm_core.models.pictures import draw
-from fairvlm_core.registry.model import ARTIFACT, IMAGE, REFUSED, output_columns
+from fairvlm_core.model_files import describe
+from fairvlm_core.registry.columns import ARTIFACT, IMAGE, REFUSED, output_columns
 
 MODEL_CODE = str(Path(__file__).with_name("model.py"))
 # This package is in no index: its code travels with the model.
@@ -235,7 +235,7 @@ def signature(task: Task) -> ModelSignature:
 
 def example(image_size: int) -> pd.DataFrame:
     """One generated picture, of nobody."""
-    images, _ = draw(1, image_size, np.random.default_rng(0))
+    images = draw_fundus(np.random.default_rng(0), cup_to_disc=np.array([0.5]), size=image_size)
     buffer = io.BytesIO()
     Image.fromarray(images[0]).save(buffer, format="PNG")
     return pd.DataFrame({IMAGE: [buffer.getvalue()]})

@@ -16,7 +16,7 @@ from mlflow.exceptions import MlflowException
 
 from fairvlm_core.errors import CheckpointError, FairVLMError
 from fairvlm_core.files import read_json, sha256
-from fairvlm_core.registry.model import ARTIFACT
+from fairvlm_core.registry.columns import ARTIFACT
 from fairvlm_core.registry.tracking import SQLITE
 
 BASE_FILE = "base.json"

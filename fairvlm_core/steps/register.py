@@ -62,7 +62,7 @@ def run(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path])
     from fairvlm_core import __version__
     from fairvlm_core.cohort.table import COHORT_FILE, read_cohort, task_of
     from fairvlm_core.files import read_json, sha256, write_json
-    from fairvlm_core.models import describe
+    from fairvlm_core.model_files import describe
     from fairvlm_core.registry import card, lineage, record, tracking, versions
     from fairvlm_core.registry.base import base_reference
 
