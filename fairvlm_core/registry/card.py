@@ -127,7 +127,7 @@ def write_card(
 
 def _facts(inputs: Mapping[str, Path], *, name: str, **told: Any) -> Facts:
     """What the sections are made of."""
-    from fairvlm_core.models import base_path, describe
+    from fairvlm_core.model_files import base_path, describe
 
     comparison = read_json(inputs["comparison"] / "comparison.json", made_by="compare")
     described, judged = describe(inputs[name]), comparison["models"][name]
