@@ -30,7 +30,7 @@ from fairvlm_core.errors import CheckpointError, FairVLMError
 from fairvlm_core.evaluation.calibration import calibrate
 from fairvlm_core.evaluation.thresholds import decide
 from fairvlm_core.files import read_json
-from fairvlm_core.models import FAMILIES, describe
+from fairvlm_core.model_files import describe
 from fairvlm_core.registry.base import find_base
 from fairvlm_core.registry.columns import ARTIFACT, IMAGE, REFUSED, output_columns
 
@@ -52,6 +52,8 @@ class RegisteredModel(PythonModel):
         Raises:
             CheckpointError: when the base model is missing or another one, or a label has no threshold.
         """
+        from fairvlm_core.models import FAMILIES  # here: MLflow imports this file to log it, which needs no torch
+
         artifact = Path(context.artifacts[ARTIFACT])
         described = describe(artifact / "model")
         self.kind, self.labels = described["task"].kind, described["task"].labels

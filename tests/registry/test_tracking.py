@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
+import shutil
+import subprocess
+import sys
 
 import generated_predictions as generated
 import mlflow
 import pytest
+import urllib3
 from sqlalchemy.exc import OperationalError
 
 from fairvlm_core.cohort.table import Task
@@ -51,6 +57,60 @@ def test_errors_of_the_server_are_told_and_the_environment_is_put_back(monkeypat
         use()
     assert "secret" not in str(told.value)
     assert "MLFLOW_TRACKING_URI" not in os.environ
+
+
+def test_errors_say_what_was_done_and_full_disks_are_called_that(monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+    def use(error, done):
+        with tracking.tracking("sqlite:///m.db"), tracking.noting(done):
+            raise error
+
+    class Refused(Exception):
+        """As a library of an artifact store raises: of no common class."""
+
+    Refused.__module__ = "botocore.exceptions"
+    for error, words in (
+        (mlflow.MlflowException("no"), "MLflow refused this: no Half is done."),
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/full/file"), "A disk is full. Half is done."),
+        (shutil.Error([("a", "b", f"[Errno 28] {os.strerror(errno.ENOSPC)}: 'b'")]), "A disk is full. Half is done."),
+        (OSError(errno.EACCES, os.strerror(errno.EACCES), "/closed"), "A file cannot be used: Permission denied. Half"),
+        (
+            OperationalError("INSERT", {}, Exception("database or disk is full")),
+            "The disk of the database is full. Half",
+        ),
+        (
+            Refused("https://me:secret@s3.example.org is gone"),
+            "refused this: https://s3.example.org is gone Half is done.",
+        ),
+    ):
+        with pytest.raises(FairVLMError) as told:
+            use(error, "Half is done.")
+        assert words in told.value.what
+        assert told.value.where == (getattr(error, "filename", None) or "sqlite:///m.db")
+    with pytest.raises(ZeroDivisionError):  # a mistake of ours is not MLflow's
+        use(ZeroDivisionError(), "Half is done.")
+
+
+def test_a_lost_connection_is_retried_for_a_minute_unless_the_user_says_otherwise():
+    code = "import os, fairvlm_core.registry; print(os.environ['MLFLOW_HTTP_REQUEST_MAX_RETRIES'])"
+    plain = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW")}
+
+    def told(**more):
+        words = [sys.executable, "-c", code]
+        return subprocess.run(words, env={**plain, **more}, capture_output=True, text=True, check=True).stdout.strip()
+
+    assert told(MLFLOW_HTTP_REQUEST_MAX_RETRIES="1") == "1"
+    # As urllib3 counts: no pause before the first repetition, then the doubled factor of MLflow, 2.
+    retry = urllib3.Retry(
+        total=int(told()), backoff_factor=mlflow.environment_variables.MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR.get()
+    )
+    pauses = []
+    with contextlib.suppress(urllib3.exceptions.MaxRetryError):
+        while True:
+            retry = retry.increment("POST", "/", error=urllib3.exceptions.ConnectTimeoutError())
+            pauses.append(retry.get_backoff_time())
+    assert 45 <= sum(pauses) <= 75
 
 
 def test_metrics_have_valid_names_and_no_suppressed_group():
