@@ -19,8 +19,8 @@ from scipy.optimize import brentq
 from scipy.special import ndtr
 from side_by_side import one_thread
 
-from fairvlm_core.evaluation.drift import drift
-from fairvlm_core.evaluation.drift_evidence import DRIFTED, STABLE, UNSURE, Asked
+from fairvlm_core.evaluation.monitoring.drift import drift
+from fairvlm_core.evaluation.monitoring.evidence import DRIFTED, STABLE, UNSURE, Asked
 from fairvlm_core.evaluation.predictions import Scores
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "monitoring.md"

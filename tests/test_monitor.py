@@ -20,8 +20,8 @@ import pytest
 from fairvlm_core.cli import main
 from fairvlm_core.commands.monitor import monitor as command
 from fairvlm_core.errors import PredictionsError
-from fairvlm_core.evaluation.drift_evidence import Asked, Limits
-from fairvlm_core.evaluation.drift_inputs import read_pair
+from fairvlm_core.evaluation.monitoring.evidence import Asked, Limits
+from fairvlm_core.evaluation.monitoring.inputs import read_pair
 from fairvlm_core.evaluation.predictions import read_predictions, write_predictions
 from fairvlm_core.evaluation.thresholds import add_decisions
 from fairvlm_core.steps import execute, step_module

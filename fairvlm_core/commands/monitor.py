@@ -68,9 +68,9 @@ def monitor(
 
     Exit status 1 where a change or a gap is beyond its limit for sure, 2 where the files cannot be compared, else 0.
     """
-    from fairvlm_core.evaluation.drift_evidence import DRIFTED, Asked, Limits
-    from fairvlm_core.evaluation.monitor import monitor as compare
-    from fairvlm_core.evaluation.monitor import print_monitor
+    from fairvlm_core.evaluation.monitoring import monitor as compare
+    from fairvlm_core.evaluation.monitoring import print_monitor
+    from fairvlm_core.evaluation.monitoring.evidence import DRIFTED, Asked, Limits
 
     limits = Limits(
         score_shift=max_score_shift,

@@ -21,7 +21,7 @@ def asked_for(params: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     Raises:
         ConfigError: for another section, another name, or a value that cannot be.
     """
-    from fairvlm_core.evaluation.drift_evidence import Asked, Limits
+    from fairvlm_core.evaluation.monitoring.evidence import Asked, Limits
 
     others = sorted(set(params) - {SECTION})
     if others:
@@ -66,7 +66,7 @@ def run_monitor(
     Returns:
         The verdict, and the month in sentences.
     """
-    from fairvlm_core.evaluation.monitor import monitor
+    from fairvlm_core.evaluation.monitoring import monitor
 
     asked, others = asked_for(params)
     told = monitor(Path(reference), Path(current), Path(out), asked, **others)

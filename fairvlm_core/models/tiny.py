@@ -121,7 +121,7 @@ def build_llava(
         image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
         image_seq_length=(image_size // vision_config.patch_size) ** 2,
     )
-    config.vision_config._name_or_path = ""  # the folder it was read from says nothing about the model
+    vision_config._name_or_path = ""  # the folder it was read from says nothing about the model
     torch.manual_seed(seed)
     llava = LlavaForConditionalGeneration(config)
     llava.model.vision_tower.load_state_dict(tower.state_dict())

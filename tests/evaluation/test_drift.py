@@ -15,9 +15,10 @@ from scipy.stats import binomtest, ks_2samp
 from sklearn.metrics import roc_auc_score
 
 from fairvlm_core.errors import ConfigError
-from fairvlm_core.evaluation.drift import drift
-from fairvlm_core.evaluation.drift_changes import MEAN, shifts
-from fairvlm_core.evaluation.drift_evidence import (
+from fairvlm_core.evaluation.metrics import expected_calibration_error
+from fairvlm_core.evaluation.monitoring.changes import MEAN, shifts
+from fairvlm_core.evaluation.monitoring.drift import drift
+from fairvlm_core.evaluation.monitoring.evidence import (
     Asked,
     Finding,
     Limits,
@@ -30,8 +31,7 @@ from fairvlm_core.evaluation.drift_evidence import (
     tail,
     wilson,
 )
-from fairvlm_core.evaluation.drift_numbers import Pair
-from fairvlm_core.evaluation.metrics import expected_calibration_error
+from fairvlm_core.evaluation.monitoring.numbers import Pair
 from fairvlm_core.evaluation.predictions import Scores, scores
 from fairvlm_core.evaluation.thresholds import decided
 

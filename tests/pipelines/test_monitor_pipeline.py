@@ -10,7 +10,7 @@ from kfp import compiler, local
 from test_monitor import put, table
 
 from fairvlm_core.errors import ConfigError
-from fairvlm_core.evaluation.drift_evidence import Limits
+from fairvlm_core.evaluation.monitoring.evidence import Limits
 from fairvlm_core.kubeflow.monitor import asked_for
 from pipelines.compile import compiled
 from pipelines.form import arguments, read_pipeline

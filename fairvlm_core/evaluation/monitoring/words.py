@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fairvlm_core.evaluation.drift_evidence import DRIFTED, STABLE, UNSURE
+from fairvlm_core.evaluation.monitoring.evidence import DRIFTED, STABLE, UNSURE
 from fairvlm_core.evaluation.report.words import attribute_name, capitalised, count, listed, number
 
 MEASURES = {

@@ -7,9 +7,9 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
-from fairvlm_core.evaluation import monitor_charts as charts
-from fairvlm_core.evaluation.drift_evidence import DRIFTED, STABLE, UNSURE
-from fairvlm_core.evaluation.monitor_words import (
+from fairvlm_core.evaluation.monitoring import charts
+from fairvlm_core.evaluation.monitoring.evidence import DRIFTED, STABLE, UNSURE
+from fairvlm_core.evaluation.monitoring.words import (
     MEASURES,
     Told,
     change,

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from fairvlm_core.evaluation.drift_evidence import DRIFTED, STABLE, UNSURE
-from fairvlm_core.evaluation.drift_numbers import Pair
-from fairvlm_core.evaluation.monitor_words import MEASURES, change, percent, subject, values
+from fairvlm_core.evaluation.monitoring.evidence import DRIFTED, STABLE, UNSURE
+from fairvlm_core.evaluation.monitoring.numbers import Pair
+from fairvlm_core.evaluation.monitoring.words import MEASURES, change, percent, subject, values
 from fairvlm_core.evaluation.report.svg import drawing, element, marker, text_width, ticks
 
 WIDTH, PANEL, HEIGHT = 816.0, 256.0, 96.0

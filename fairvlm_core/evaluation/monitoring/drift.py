@@ -3,7 +3,7 @@
 Compared are, label by label, for everybody, each group and each sex x age group: the scores, the share that is decided
 positive, the gap between groups; who came (the mix of people); and where there is truth, how common a label is, AUC,
 error rates and calibration. The two samples are of other people, so nothing here is paired. What counts as drift, and
-how sure it must be, is in `drift_evidence`; how files are read, and which are refused, in `drift_inputs`.
+how sure it must be, is in `evidence`; how files are read, and which are refused, in `inputs`.
 
 A group takes part where it has `min_cell` images on both sides, and where truths are needed as many positives and
 negatives. Counts are told as in a judgement, and so are the shares that would tell them (`disclosure`).
@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from fairvlm_core.evaluation.drift_changes import everybody, gaps, mean_gap, mix, shifts, with_truth
-from fairvlm_core.evaluation.drift_evidence import DRIFTED, STABLE, UNSURE, Asked, Finding, judged
-from fairvlm_core.evaluation.drift_numbers import Pair
 from fairvlm_core.evaluation.judgement import judge
 from fairvlm_core.evaluation.metrics import groups_in
+from fairvlm_core.evaluation.monitoring.changes import everybody, gaps, mean_gap, mix, shifts, with_truth
+from fairvlm_core.evaluation.monitoring.evidence import DRIFTED, STABLE, UNSURE, Asked, Finding, judged
+from fairvlm_core.evaluation.monitoring.numbers import Pair
 from fairvlm_core.evaluation.predictions import Scores
 
 

@@ -9,10 +9,10 @@ import numpy as np
 
 from fairvlm_core.cohort.expectation_shares import independent
 from fairvlm_core.evaluation.bootstrap import intervals, replicates
-from fairvlm_core.evaluation.drift_evidence import Asked, Ends, Side, minus, resampled, wilson
 from fairvlm_core.evaluation.interval import Path
 from fairvlm_core.evaluation.judgement import with_intersection
 from fairvlm_core.evaluation.metrics import groups_in
+from fairvlm_core.evaluation.monitoring.evidence import Asked, Ends, Side, minus, resampled, wilson
 from fairvlm_core.evaluation.predictions import Scores
 from fairvlm_core.evaluation.resampling import patient_codes, whole_weights
 

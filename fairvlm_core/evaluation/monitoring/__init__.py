@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fairvlm_core.evaluation.drift import drift
-from fairvlm_core.evaluation.drift_evidence import Asked
-from fairvlm_core.evaluation.drift_inputs import read_pair
-from fairvlm_core.evaluation.drift_numbers import Pair
-from fairvlm_core.evaluation.monitor_charts import curves
-from fairvlm_core.evaluation.monitor_page import page, short, table
-from fairvlm_core.evaluation.monitor_words import verdict
+from fairvlm_core.evaluation.monitoring.charts import curves
+from fairvlm_core.evaluation.monitoring.drift import drift
+from fairvlm_core.evaluation.monitoring.evidence import Asked
+from fairvlm_core.evaluation.monitoring.inputs import read_pair
+from fairvlm_core.evaluation.monitoring.numbers import Pair
+from fairvlm_core.evaluation.monitoring.page import page, short, table
+from fairvlm_core.evaluation.monitoring.words import verdict
 from fairvlm_core.files import write_json, written
 
 JSON_FILE, PAGE_FILE, SHORT_FILE = "monitor.json", "monitor.html", "monitor.md"

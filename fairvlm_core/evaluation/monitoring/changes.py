@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from fairvlm_core.evaluation.drift_evidence import (
+from fairvlm_core.evaluation.judgement import judge
+from fairvlm_core.evaluation.monitoring.evidence import (
     Asked,
     Ends,
     Finding,
@@ -20,8 +21,7 @@ from fairvlm_core.evaluation.drift_evidence import (
     stability_index,
     wilson,
 )
-from fairvlm_core.evaluation.drift_numbers import Pair
-from fairvlm_core.evaluation.judgement import judge
+from fairvlm_core.evaluation.monitoring.numbers import Pair
 
 MEAN = "mean over the labels"
 Where = tuple[str | None, str | None, str | None]  # label, attribute, group
