@@ -93,7 +93,7 @@ def audit(
     from fairvlm_core.files import write_json
     from fairvlm_core.registry import tracking
     from fairvlm_core.registry.audit import audit as look_through
-    from fairvlm_core.registry.audit import audit_table, plain
+    from fairvlm_core.registry.audit import audit_table, plain, reasons
     from fairvlm_core.registry.audit import record as write_down
 
     with tracking.tracking(tracking_uri) as server:
@@ -102,6 +102,8 @@ def audit(
         found = look_through(registered_name, server=server, files=files)
     console = Console()
     console.print(audit_table(found))
+    for reason in reasons(found):
+        typer.echo(reason)
     for current, heading in ((True, "Does not fit:"), (False, "History:")):
         texts = [finding.text for finding in found.findings if finding.current == current]
         if texts:

@@ -94,20 +94,31 @@ def record(name: str) -> bool:
 
 
 def audit_table(found: Audit) -> Table:
-    """The moves, for a person at a terminal."""
+    """The moves, for a person at a terminal; why they were made is told by `reasons`, for it may be long."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=box.SIMPLE, title=f"Champions of {found.name} on {found.server}", title_justify="left")
-    for heading in ("", "when (UTC)", "who", "what", "from", "to", "gate", "because", "state"):
-        table.add_column(heading)
+    for heading in ("", "when (UTC)", "who", "what", "version", "gate", "state"):
+        table.add_column(heading, no_wrap=heading in ("when (UTC)", "what", "version"))
     for move in found.moves:
-        because = move["because"] + (f" (against: {move['overridden']})" if move["overridden"] else "")
-        cells = [move["number"], *(move[key] for key in ("at", "by", "kind", "from", "to", "gate_verdict"))]
+        when = move["at"].replace("T", " ").removesuffix("Z")[:16]
+        moved = f"{move['from']} → {move['to']}"
+        cells = (move["number"], when, move["by"], move["kind"], moved, move["gate_verdict"], move["state"])
         # What people wrote is shown as it is: no markup, no control characters.
-        table.add_row(*(Text(plain(str(cell))) for cell in (*cells, because, move["state"])))
+        table.add_row(*(Text(plain(str(cell))) for cell in cells))
     return table
+
+
+def reasons(found: Audit) -> list[str]:
+    """Why each move was made, where somebody said so, and what it was said against."""
+    told = []
+    for move in found.moves:
+        if move["because"]:
+            against = f" (against: {move['overridden']})" if move["overridden"] else ""
+            told.append(plain(f"Move {move['number']}, because: {move['because']}{against}"))
+    return told
 
 
 def _row(seen: Ledger, move: ledger.Move) -> dict[str, Any]:
