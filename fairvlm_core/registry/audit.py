@@ -112,13 +112,12 @@ def audit_table(found: Audit) -> Table:
 
 
 def reasons(found: Audit) -> list[str]:
-    """Why each move was made, where somebody said so, and what it was said against."""
-    told = []
-    for move in found.moves:
-        if move["because"]:
-            against = f" (against: {move['overridden']})" if move["overridden"] else ""
-            told.append(plain(f"Move {move['number']}, because: {move['because']}{against}"))
-    return told
+    """Why moves were made, where somebody said so; the findings tell it of those that were made against a check."""
+    return [
+        plain(f"Move {move['number']}, because: {move['because']}")
+        for move in found.moves
+        if move["because"] and not move["overridden"]
+    ]
 
 
 def _row(seen: Ledger, move: ledger.Move) -> dict[str, Any]:

@@ -22,13 +22,16 @@ from fairvlm_core.registry import lineage, versions
 from fairvlm_core.registry.base import require_there
 from fairvlm_core.registry.versions import Registered
 
-PASS = "pass"
+PASS, FAIL = "pass", "fail"
 GATE_PATH = "report/gate.json"
 # What `register` always writes about a version.
 LINEAGE = ("cohort_sha256", "dvc_data_hash", "fairvlm_version", "fingerprint")
 # Tags that are the same where a version is the same model, judged by the same gate.
 SAME = ("fingerprint", "gate_sha256")
 AGAIN = "Run the steps champion, compare and register again, and promote the version that they make."
+# What helps where a gate has judged, and did not let the version pass.
+FAILED = "The report of compare says where it falls short: train another one."
+UNSURE = "More test patients would tell. So would rules that ask for less (compare.gate), set before the next run."
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,8 @@ def examine(found: Registered, folder: Path) -> Evidence:
         objections.append(doubt)
     elif verdict != PASS:
         reasons = " ".join(gate["reasons"]) if gate else found.tags.get("gate_reasons", "")
-        objections.append(Objection("gate", f"The gate's verdict is {verdict}: {reasons}", AGAIN))
+        mend = FAILED if verdict == FAIL else UNSURE
+        objections.append(Objection("gate", f"The gate's verdict is {verdict}: {reasons}", mend))
     artifact, broken = whole(found, folder)
     return Evidence(found, artifact, gate, verdict, [*objections, *broken])
 
