@@ -46,9 +46,10 @@ venv: .venv/.installed
 	.venv/bin/pip install --quiet --disable-pip-version-check -r requirements.lock -e .
 	@touch $@
 
-# One thread each, or two workers on two cores would wait for each other.
+# One thread each, or two workers on two cores would wait for each other. Who is done takes over half of what the other
+# has left: the tests that start servers are many in a row.
 test: venv
-	OMP_NUM_THREADS=1 .venv/bin/pytest -n 2
+	OMP_NUM_THREADS=1 .venv/bin/pytest -n 2 --dist worksteal
 
 lint: venv
 	.venv/bin/ruff check .

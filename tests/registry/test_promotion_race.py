@@ -196,6 +196,7 @@ def test_whoever_comes_after_a_killed_one_tidies_up(server, moment):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("running", ["sqlite"], indirect=True)
 @pytest.mark.parametrize("lost", ["model-versions/create", "registered-models/alias", "model-versions/set-tag"])
 def test_an_answer_that_is_lost_makes_no_second_move(running, lost):
     times = [0]

@@ -20,7 +20,10 @@ from fairvlm_core.registry import tracking, versions
 from fairvlm_core.steps import execute, register
 
 pytestmark = pytest.mark.slow
-PUT = "mlflow-artifacts/artifacts"
+# What is the client's doing is tried on one of the servers: PostgreSQL, where it is installed.
+on_one = pytest.mark.parametrize(
+    "server", ["postgresql" if servers.postgres_program("initdb") else "sqlite"], indirect=True
+)
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +108,7 @@ def test_two_registrations_at_once_make_two_whole_versions(server, folders, work
     assert sorted(alias for version in found.values() for alias in version.aliases) == ["challenger"]
 
 
+@on_one
 @pytest.mark.parametrize(
     ("moment", "told", "made"),
     [
@@ -134,6 +138,7 @@ def test_a_server_killed_in_the_middle_leaves_no_half_version(server, folders, w
     assert (found[1].aliases, found[1].status) == (["challenger"], "FINISHED")
 
 
+@on_one
 @pytest.mark.parametrize("what", [servers.DROP, servers.LOSE])
 def test_a_connection_that_is_lost_and_comes_back_makes_one_version(server, folders, workplace, what):
     """Every request fails the first time it is made, before the server heard of it or after."""
@@ -156,6 +161,7 @@ def test_a_connection_that_is_lost_and_comes_back_makes_one_version(server, fold
     assert (found[1].aliases, found[1].status) == (["challenger"], "FINISHED")
 
 
+@on_one
 def test_a_connection_that_never_comes_back_is_told(server, folders, workplace, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     gone = []
