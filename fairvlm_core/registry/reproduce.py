@@ -260,7 +260,7 @@ def _fields(sections: Mapping[str, Any]) -> dict[str, Any]:
 def _cohort(recorded: Recorded, cohort: Path) -> list[Check]:
     tags = recorded.version.tags
     there = (cohort / COHORT_FILE).is_file()
-    missing = f"There is no {COHORT_FILE} in {shown(str(cohort))}: dvc pull, or name it with --cohort."
+    missing = f"There is no {COHORT_FILE} in {shown(str(cohort))}: dvc pull dvc.yaml, or name it with --cohort."
     rows = [
         compared(
             "cohort.parquet",
