@@ -89,7 +89,7 @@ def _data(recorded: Recorded, origin: Mapping[str, Any]) -> tuple[str, list[str]
         line = f"dvc get {origin['dataset_repo']} {place} --rev {tags.get('dataset_commit', 'COMMIT')} --out {place}"
         return "The release", [f"{line}   # DVC names it {tags.get('dataset_hash', '–')}"]
     lock = recorded.yaml(lineage.LOCK_FILE)
-    kept = [f"cp {record.FOLDER}/{lineage.LOCK_FILE} . && dvc pull dvc.yaml   # where the team has a remote: all as it was"]
+    kept = [f"cp {record.FOLDER}/{lineage.LOCK_FILE} . && dvc pull dvc.yaml   # where there is a remote: all as it was"]
     if dataset == "generated":
         return "The data: drawn by ingest, with nothing to bring", kept if lock else []
     if not lock:
