@@ -99,15 +99,6 @@ def require_there(reference: Mapping[str, Any]) -> str:
     return checkpoint
 
 
-def is_there(reference: Mapping[str, Any]) -> bool:
-    """Whether `require_there` finds the base model."""
-    try:
-        require_there(reference)
-    except CheckpointError:
-        return False
-    return True
-
-
 def _place(reference: Mapping[str, Any]) -> str:
     told = os.environ.get(BASE_VARIABLE)
     found: str = base_path(Path(told), reference["family"]) if told else reference["checkpoint"]

@@ -13,6 +13,7 @@ from typing import Any
 
 from fairvlm_core.cohort.document import Section, Table, to_html, to_markdown
 from fairvlm_core.evaluation.report.words import CRITERIA, attribute_name, capitalised, count
+from fairvlm_core.evaluation.verdicts import PASS
 from fairvlm_core.files import read_json, written
 from fairvlm_core.registry import card_results
 from fairvlm_core.registry.claims import WHAT, claims
@@ -175,7 +176,7 @@ def _released(cohort: Path) -> tuple[list[str], list[str]]:
 
 def _verdict_warning(facts: Facts) -> list[str]:
     verdict = card_results.verdict(facts)
-    return [] if verdict == "pass" else [f"The gate's verdict on this model: {verdict}. Why is said below."]
+    return [] if verdict == PASS else [f"The gate's verdict on this model: {verdict}. Why is said below."]
 
 
 def _what(facts: Facts, made: str) -> list[str | Table]:

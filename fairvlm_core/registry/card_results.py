@@ -7,11 +7,11 @@ from typing import Any
 
 from fairvlm_core.cohort.document import Table
 from fairvlm_core.evaluation.report.words import attribute_name, capitalised, count, number, parity
-from fairvlm_core.evaluation.verdicts import signed
+from fairvlm_core.evaluation.verdicts import FAIL, PASS, UNSURE, signed
 from fairvlm_core.registry.failings import ends, with_ends
 
 Facts = Mapping[str, Any]  # of `card`
-VERDICTS = ("pass", "fail", "insufficient evidence")
+VERDICTS = (PASS, FAIL, UNSURE)
 # The gate's rules as the reader sees them.
 RULES = {
     "auc_margin": "AUC minus the champion's, at least",

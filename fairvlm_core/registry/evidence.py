@@ -16,22 +16,20 @@ import mlflow
 from mlflow.exceptions import MlflowException
 
 from fairvlm_core.errors import CheckpointError, FairVLMError
+from fairvlm_core.evaluation.verdicts import FAIL, PASS
 from fairvlm_core.files import read_json, sha256
 from fairvlm_core.model_files import describe
 from fairvlm_core.registry import lineage, versions
 from fairvlm_core.registry.base import require_there
 from fairvlm_core.registry.versions import Registered
 
-PASS, FAIL = "pass", "fail"
 GATE_PATH = "report/gate.json"
 # What `register` always writes about a version.
 LINEAGE = ("cohort_sha256", "dvc_data_hash", "fairvlm_version", "fingerprint")
-# Tags that are the same where a version is the same model, judged by the same gate.
-SAME = ("fingerprint", "gate_sha256")
 AGAIN = "Run the steps champion, compare and register again, and promote the version that they make."
 # What helps where a gate has judged, and did not let the version pass.
-FAILED = "The report of compare says where it falls short: train another one."
-UNSURE = "More test patients would tell. So would rules that ask for less (compare.gate), set before the next run."
+TRAIN_AGAIN = "The report of compare says where it falls short: train another one."
+JUDGE_AGAIN = "More test patients would tell. So would rules that ask for less (compare.gate), set before the next run."
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,7 @@ def examine(found: Registered, folder: Path) -> Evidence:
         objections.append(doubt)
     elif verdict != PASS:
         reasons = " ".join(gate["reasons"]) if gate else found.tags.get("gate_reasons", "")
-        mend = FAILED if verdict == FAIL else UNSURE
+        mend = TRAIN_AGAIN if verdict == FAIL else JUDGE_AGAIN
         objections.append(Objection("gate", f"The gate's verdict is {verdict}: {reasons}", mend))
     artifact, broken = whole(found, folder)
     return Evidence(found, artifact, gate, verdict, [*objections, *broken])
@@ -144,7 +142,7 @@ def against_champion(evidence: Evidence, name: str, champion: Registered | None)
         champion: in use; none where there is none.
     """
     tags = evidence.found.tags
-    if champion and "fingerprint" in tags and all(champion.tags.get(key) == tags.get(key) for key in SAME):
+    if champion and "fingerprint" in tags and all(champion.tags.get(key) == tags.get(key) for key in versions.SAME):
         reason = f"It is champion already: version {champion.number} of {name} is this model, judged by this gate."
         mend = "Nothing is left to do; if it was made champion by hand, roll back, and promote it then."
         return [Objection("champion", reason, mend, final=True)]
@@ -182,7 +180,7 @@ def against_test_set(evidence: Evidence, name: str, cohort: Path | None) -> list
     if evidence.gate is None:
         return []
     if cohort:
-        if lineage.test_hash(cohort) == evidence.gate["test_sha256"]:
+        if lineage.hash_test_rows(cohort) == evidence.gate["test_sha256"]:
             return []
         reason = f"The test images of {cohort} are not those that the gate judged it on."
         return [Objection("test set", reason, AGAIN)]

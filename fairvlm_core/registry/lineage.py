@@ -64,7 +64,7 @@ def dvc_md5(folder: Path) -> str:
     return f"{_md5(json.dumps(entries, sort_keys=True).encode())}.dir"
 
 
-def test_hash(cohort: Path) -> str:
+def hash_test_rows(cohort: Path) -> str:
     """The sha256 of the test rows of cohort.parquet, whatever their order: who is tested, on what, and who they are.
 
     Notes are left out, because nothing that is judged reads them. What the labels are called is part of it.
@@ -78,10 +78,6 @@ def test_hash(cohort: Path) -> str:
     for line in lines:
         found.update(b"\n" + line.encode())
     return found.hexdigest()
-
-
-# Its name is no reason for pytest to run it where a test imports it.
-test_hash.__test__ = False  # type: ignore[attr-defined]
 
 
 def _recorded(root: Path) -> dict[Path, str]:

@@ -272,7 +272,7 @@ def _cohort(recorded: Recorded, cohort: Path) -> list[Check]:
         compared(
             "test rows",
             tags.get("test_sha256"),
-            lineage.test_hash(cohort) if there else None,
+            lineage.hash_test_rows(cohort) if there else None,
             why="Other people are tested: its numbers cannot come out again.",
             missing=missing,
         ),

@@ -154,10 +154,10 @@ def experiment_id(name: str) -> str | None:
 
 
 @contextmanager
-def logging_run(experiment: str) -> Iterator[str]:
+def logging_run(experiment: str, run_name: str | None = None) -> Iterator[str]:
     """A run of this experiment, by its id; an error in the block ends it as FAILED."""
     with noting(NOTHING):
-        run_id = mlflow.start_run(experiment_id=experiment_id(experiment)).info.run_id
+        run_id = mlflow.start_run(experiment_id=experiment_id(experiment), run_name=run_name).info.run_id
     try:
         yield run_id
     except BaseException:

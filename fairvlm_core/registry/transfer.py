@@ -19,7 +19,6 @@ from mlflow.models import Model
 
 from fairvlm_core.errors import CheckpointError
 from fairvlm_core.registry import tracking, versions
-from fairvlm_core.registry.evidence import SAME
 from fairvlm_core.registry.ledger import CHALLENGER, PROMOTED
 from fairvlm_core.registry.versions import Registered
 
@@ -99,13 +98,8 @@ def pack(found: Registered, artifact: Path | None, folder: Path, server: str) ->
 
 def copied(name: str, tags: Mapping[str, str], folder: Path) -> str | None:
     """Number of the version of `name` here that is the same model, judged by the same gate, with all its files."""
-    same = {key: tags.get(key) for key in SAME}
-    for item in mlflow.MlflowClient().search_model_versions(f"name='{name}'", order_by=["version_number DESC"]):
-        if {key: item.tags.get(key) for key in same} == same:
-            here = Registered(name, str(item.version), None, item.run_id, dict(item.tags))
-            if _arrived(here, folder / here.number):
-                return here.number
-    return None
+    whole = (here.number for here in versions.same_model(name, tags) if _arrived(here, folder / here.number))
+    return next(whole, None)
 
 
 def log_again(package: Package, name: str, folder: Path) -> str:
@@ -115,7 +109,7 @@ def log_again(package: Package, name: str, folder: Path) -> str:
         CheckpointError: when what arrived is not what was sent.
     """
     tracking.ensure_registered_model(name)
-    with mlflow.start_run(experiment_id=tracking.experiment_id(package.experiment), run_name=package.run_name) as run:
+    with tracking.logging_run(package.experiment, package.run_name) as run_id:
         mlflow.set_tags(dict(package.run_tags))
         mlflow.log_params(dict(package.parameters))
         mlflow.log_metrics(dict(package.metrics))
@@ -127,7 +121,6 @@ def log_again(package: Package, name: str, folder: Path) -> str:
             flavor=SimpleNamespace(save_model=_copy_of(package.model), __name__="mlflow.pyfunc"),
             validate_serving_input=False,
         )
-        run_id = run.info.run_id
     number = str(
         tracking.register(
             logged.model_uri,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,8 @@ from fairvlm_core.registry.columns import ARTIFACT
 from fairvlm_core.registry.tracking import SQLITE
 
 BASE_FILE = "base.json"
+# Tags that are the same where a version is the same model, judged by the same gate.
+SAME = ("fingerprint", "gate_sha256")
 MISSING = "RESOURCE_DOES_NOT_EXIST"
 
 
@@ -76,18 +78,16 @@ def find(name: str, version: str) -> Registered | None:
     return Registered(name, number, None if numbered else version, found.run_id, dict(found.tags))
 
 
-def registered_before(name: str, tags: Mapping[str, str]) -> Registered | None:
-    """The version of `name` that is the same model, judged by the same gate, and whose files are there.
+def same_model(name: str, tags: Mapping[str, str]) -> Iterator[Registered]:
+    """The versions of `name` that are the model with these tags, judged by the same gate; the newest first."""
+    for item in mlflow.MlflowClient().search_model_versions(f"name='{name}'", order_by=["version_number DESC"]):
+        if all(item.tags.get(key) == tags.get(key) for key in SAME):
+            yield Registered(name, str(item.version), None, item.run_id, dict(item.tags))
 
-    Args:
-        tags: those of the model to register; `fingerprint` and `gate_sha256` say whether it is the same.
-    """
-    same = " and ".join(f"tags.{key} = '{tags[key]}'" for key in ("fingerprint", "gate_sha256"))
-    for item in mlflow.MlflowClient().search_model_versions(same, order_by=["version_number DESC"]):
-        found = Registered(name, str(item.version), None, item.run_id, dict(item.tags))
-        if item.name == name and _has_files(found):
-            return found
-    return None
+
+def registered_before(name: str, tags: Mapping[str, str]) -> Registered | None:
+    """The version of `name` that is the model with these tags, judged by the same gate, and whose files are there."""
+    return next((found for found in same_model(name, tags) if _has_files(found)), None)
 
 
 def _has_files(found: Registered) -> bool:

@@ -116,7 +116,7 @@ def run(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path])
         "model": selected,
         **judge_gate(judged, champion.contrasts if champion else None, config.rules()),
         "champion": _identity(known) if known else None,
-        "test_sha256": _test_hash(inputs["strata"], chosen),
+        "test_sha256": _hash_test_rows(inputs["strata"], chosen),
         "min_cell": config.min_cell,
     }
     out = outputs["out"]
@@ -151,11 +151,11 @@ def _identity(known: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _test_hash(cohort: Path, chosen: Subject) -> str:
+def _hash_test_rows(cohort: Path, chosen: Subject) -> str:
     """The hash of the cohort's test rows, which must be those that the models were judged on."""
     from fairvlm_core.cohort.table import read_cohort
     from fairvlm_core.errors import PredictionsError
-    from fairvlm_core.registry.lineage import test_hash
+    from fairvlm_core.registry.lineage import hash_test_rows
 
     table = read_cohort(cohort)
     rows = zip(table.column("sample_id").to_pylist(), table.column("split").to_pylist(), strict=True)
@@ -165,7 +165,7 @@ def _test_hash(cohort: Path, chosen: Subject) -> str:
             where=str(cohort),
             mend="Pass the cohort whose images were predicted, or predict them again.",
         )
-    return test_hash(cohort)
+    return hash_test_rows(cohort)
 
 
 def _judged(subject: Subject) -> dict[str, Any]:

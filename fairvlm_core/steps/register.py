@@ -72,7 +72,7 @@ def run(config: Config, inputs: Mapping[str, Path], outputs: Mapping[str, Path])
     described = describe(inputs[name])
     training = read_json(inputs[name] / "config.json", made_by=name)
     _refuse_others(described, name, comparison, task_of(read_cohort(inputs["cohort"])), inputs)
-    if gate["test_sha256"] != lineage.test_hash(inputs["cohort"]):
+    if gate["test_sha256"] != lineage.hash_test_rows(inputs["cohort"]):
         raise CheckpointError(
             "The gate judged on other test images than the cohort has now.",
             where=str(inputs["comparison"] / GATE_FILE),
@@ -147,6 +147,8 @@ def _verdict(gate: Mapping[str, Any], name: str) -> dict[str, str]:
 
     The gate judges the model that compare selected. Another one, registered by its name, was not judged.
     """
+    from fairvlm_core.registry.ledger import shortened
+
     tags = {"test_sha256": gate["test_sha256"], "gate_champion": "none", "gate_champion_fingerprint": "none"}
     if gate["model"] != name:
         return {
@@ -157,9 +159,7 @@ def _verdict(gate: Mapping[str, Any], name: str) -> dict[str, str]:
     if gate["champion"]:
         tags["gate_champion"] = str(gate["champion"]["version"])
         tags["gate_champion_fingerprint"] = gate["champion"]["fingerprint"] or "unknown"
-    reasons = " ".join(gate["reasons"])
-    if len(reasons) > REASONS:
-        reasons = reasons[: REASONS - 1] + "…"
+    reasons = shortened(" ".join(gate["reasons"]), REASONS)
     return {**tags, "gate_verdict": gate["verdict"], "gate_reasons": reasons}
 
 

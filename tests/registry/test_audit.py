@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -182,23 +181,6 @@ def test_a_ledger_that_was_tampered_with_is_told(here):
     client().delete_registered_model("fairvlm-promotions")
     assert ("champion", True) in findings()
     assert findings().count(("ledger", True)) == 2
-
-
-@pytest.fixture
-def fairvlm(monkeypatch, capsys):
-    """Run the command: exit status, standard output, standard error."""
-
-    def run(*arguments):
-        from fairvlm_core.cli import main
-
-        monkeypatch.setattr(sys, "argv", ["fairvlm", *map(str, arguments)])
-        monkeypatch.setenv("COLUMNS", "300")
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as exited:
-            main()
-        return exited.value.code, *capsys.readouterr()
-
-    return run
 
 
 def test_the_command_is_fit_for_cron(here, fairvlm):

@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 
 from fairvlm_core.errors import CheckpointError
 from fairvlm_core.files import write_json
-from fairvlm_core.registry.base import base_reference, find_base, is_there, require_there
+from fairvlm_core.registry.base import base_reference, find_base, require_there
 
 
 def write_base(folder, value=0.0, name="llava"):
@@ -100,12 +100,12 @@ def test_the_quick_check_looks_at_names_and_sizes_alone(tmp_path, monkeypatch):
     other = write_base(tmp_path / "other", value=1.0)  # as large
     assert require_there(reference) == str(base / "llava")
     monkeypatch.setenv("FAIRVLM_BASE", str(other))
-    assert is_there(reference)
+    assert require_there(reference) == str(other / "llava")
     shard = other / "llava" / "model-00002-of-00002.safetensors"
     shard.write_bytes(shard.read_bytes() + b"x")
     with pytest.raises(CheckpointError, match=r"00002\.safetensors: other weights"):
         require_there(reference)
-    assert is_there({key: reference[key] for key in ("family", "checkpoint", "sha256")})  # of an earlier release
+    require_there({key: reference[key] for key in ("family", "checkpoint", "sha256")})  # of an earlier release
     shard.unlink()
     with pytest.raises(CheckpointError, match=r"00002\.safetensors: missing"):
         require_there(reference)
@@ -113,7 +113,6 @@ def test_the_quick_check_looks_at_names_and_sizes_alone(tmp_path, monkeypatch):
     shutil.rmtree(base)
     with pytest.raises(CheckpointError, match="is missing"):
         require_there(reference)
-    assert not is_there(reference)
 
 
 def test_base_without_safetensors_is_refused(tmp_path):
@@ -149,8 +148,9 @@ def test_hub_name_is_kept_and_its_cached_weights_are_hashed(tmp_path, monkeypatc
         file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(snapshot.glob("*.safetensors"))
     }
     assert find_base(reference) == "team/llava"
-    assert is_there(reference)
+    assert require_there(reference) == "team/llava"
     shutil.rmtree(repository)
-    assert not is_there(reference)
+    with pytest.raises(CheckpointError, match="missing"):
+        require_there(reference)
     with pytest.raises(CheckpointError, match="cannot be fetched"):
         find_base(reference)

@@ -282,7 +282,7 @@ def test_the_hash_of_the_test_rows(tmp_path):
 
     def hashed(given, name="cohort"):
         write_cohort(given, tmp_path / name)
-        return lineage.test_hash(tmp_path / name)
+        return lineage.hash_test_rows(tmp_path / name)
 
     first = hashed(table)
     assert len(first) == 64

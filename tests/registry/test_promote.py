@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shutil
-import sys
 from pathlib import Path
 
 import bases
@@ -224,7 +223,7 @@ def test_the_test_images_must_be_those_that_the_gate_saw(here):
     make(here, 1.0)
     run = client().get_model_version(NAME, "1").run_id
     (path,) = here.glob(f"store/{run}/artifacts/report/gate.json")
-    gate = json.loads(path.read_text()) | {"test_sha256": lineage.test_hash(cohort)}
+    gate = json.loads(path.read_text()) | {"test_sha256": lineage.hash_test_rows(cohort)}
     path.write_text(json.dumps(gate))
     client().set_model_version_tag(NAME, "1", "gate_sha256", hashlib.sha256(path.read_bytes()).hexdigest())
     told = refused(cohort=other)
@@ -361,23 +360,6 @@ def test_a_connection_that_is_lost_on_the_way_is_told_and_tidied_up(here, monkey
     assert said == []
     assert (moved.champion, moved.previous) == ("3", "2" if reached else "1")
     assert [look().state(move) for move in look().moves] == ["done", "done" if reached else "abandoned", "lost", "done"]
-
-
-@pytest.fixture
-def fairvlm(monkeypatch, capsys):
-    """Run the command: exit status, standard output, standard error."""
-
-    def run(*arguments):
-        from fairvlm_core.cli import main
-
-        monkeypatch.setattr(sys, "argv", ["fairvlm", *map(str, arguments)])
-        monkeypatch.setenv("COLUMNS", "300")
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as exited:
-            main()
-        return exited.value.code, *capsys.readouterr()
-
-    return run
 
 
 def test_the_commands(here, fairvlm):

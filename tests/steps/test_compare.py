@@ -320,7 +320,7 @@ def test_the_gate_is_written_and_told_everywhere(inputs, tmp_path, capsys):
     assert gate["champion"] == {
         "name": "fairvlm", "version": "3", "run_id": "r" * 32, "fingerprint": "f" * 64
     }  # fmt: skip
-    assert gate["test_sha256"] == lineage.test_hash(inputs["strata"])
+    assert gate["test_sha256"] == lineage.hash_test_rows(inputs["strata"])
     assert gate["min_cell"] == 10
     assert all(set(finding) == FINDING for finding in gate["findings"])
     # What it was judged by is what comparison.json holds.
