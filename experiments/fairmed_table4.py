@@ -15,16 +15,17 @@ NO_CONTRAST = {
     **both("stage1", "stage2", concept_weight=0.0),
 }
 
+ABLATIONS = (
+    FULL.derive("no_demographic_prompts", "FairMed-VLM without demographic prompts", UNPROMPTED),
+    FULL.derive("no_fairness_loss", "FairMed-VLM without the fairness loss", {"stage2.fairness_weight": 0.0}),
+    FULL.derive("no_balanced_sampling", "FairMed-VLM without balanced sampling", UNBALANCED),
+    FULL.derive("no_contrast", "FairMed-VLM without contrastive losses", NO_CONTRAST),
+)
+
 EXPERIMENT = Experiment(
     name="fairmed_table4",
     title="Ablations of FairMed-VLM",
-    recipes=(
-        FULL,
-        FULL.derive("no_demographic_prompts", "Without demographic prompts", UNPROMPTED),
-        FULL.derive("no_fairness_loss", "Without the fairness loss", {"stage2.fairness_weight": 0.0}),
-        FULL.derive("no_balanced_sampling", "Without balanced sampling", UNBALANCED),
-        FULL.derive("no_contrast", "Without contrastive losses", NO_CONTRAST),
-    ),
+    recipes=(FULL, *ABLATIONS),
     reference=FULL.name,
     toy=TOY,
 )

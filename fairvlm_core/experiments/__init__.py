@@ -12,6 +12,7 @@ EXPERIMENTS = {
     **{f"fairmed_table{number}": f"experiments.fairmed_table{number}" for number in range(2, 5)},
     **{f"fairmoe_table{number}": f"experiments.fairmoe_table{number}" for number in range(1, 7)},
     **{f"fairmoe_{name}": f"experiments.fairmoe_{name}" for name in ("settings", "routing")},
+    **{f"{family}_methods": f"experiments.{family}_methods" for family in ("fairmed", "fairmoe")},
     "controlled": "experiments.controlled",
 }
 

@@ -181,8 +181,8 @@ def test_the_controlled_grid_follows_its_own_rules():
     options = {}
     for setting, grids in suite.experiments.items():
         for grid in grids:
-            assert grid.budget == 4
-            chosen = settled(grid, {r.name: r.candidates[3] for r in grid.recipes if r.candidates})
+            assert grid.budget == 2
+            chosen = settled(grid, {r.name: r.candidates[1] for r in grid.recipes if r.candidates})
             for run in plan(chosen, {"ingest": {"options": {"patients": 50}}}, seeds=1):
                 options[setting] = run.work["ingest"].config.options
     strengths = ("representation", "prevalence", "weak_signal", "shortcut")
