@@ -163,7 +163,10 @@ SHOWN: dict[str, tuple[tuple[str, Mapping[str, str]], ...]] = {
         f"fairmoe_table{number}": ((f"fair_moe_{number}", {name: name for name in ("fair_moe", *parts)}),)
         for number, parts in enumerate(PARTS, start=4)
     },
-    **{f"fairmed_table{number}": (("fairmed_abstract", {"fairmed_vlm": "fairmed_vlm"}),) for number in (2, 3, 4)},
+    **{
+        f"fairmed_{name}": (("fairmed_abstract", {"fairmed_vlm": "fairmed_vlm"}),)
+        for name in ("table2", "table3", "table4", "methods")
+    },
 }
 
 

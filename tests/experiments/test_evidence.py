@@ -1,0 +1,74 @@
+"""What docs/results.md is made by: the stages of experiments/dvc.yaml, their parameters, and the document's marks."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fairvlm_core.config import read_params
+from fairvlm_core.experiments import load_experiment
+from fairvlm_core.experiments.baselines import with_baselines
+from fairvlm_core.experiments.document import BEGIN
+from fairvlm_core.experiments.grid import CHAIN, Suite
+from fairvlm_core.experiments.runner import check
+from fairvlm_core.steps import STEPS
+
+ROOT = Path(__file__).parents[2]
+STAGES = yaml.safe_load((ROOT / "experiments" / "dvc.yaml").read_text())["stages"]
+
+
+def commands():
+    """Every command that runs an experiment, with what the stage says that it reads and writes."""
+    for stage in STAGES.values():
+        matrix = stage.get("matrix", {})
+        for values in itertools.product(*matrix.values()):
+            text = yaml.safe_dump(stage)
+            for name, value in zip(matrix, values, strict=True):
+                text = text.replace(f"${{item.{name}}}", value)
+            filled = yaml.safe_load(text)
+            words = shlex.split(filled["cmd"])
+            if "experiment" in words:
+                words = words[words.index("experiment") + 1 :]
+                yield words[0], dict(zip(words[1::2], words[2::2], strict=True)), filled
+
+
+RUNS = list(commands())
+
+
+@pytest.mark.parametrize(("name", "flags", "stage"), RUNS, ids=[f"{r[0]}-{Path(r[1]['--out']).name}" for r in RUNS])
+def test_a_stage_runs_what_its_parameters_allow_and_depends_on_it(name, flags, stage, tmp_path):
+    file = ROOT / flags["--params"]
+    params = {step: read_params(file, step, STEPS) for step in CHAIN}
+    found = load_experiment(name)
+    for grid in [grid for each in found.experiments.values() for grid in each] if isinstance(found, Suite) else [found]:
+        check(with_baselines(grid, params), params, tmp_path, seeds=5, root=None)
+        # All methods of a table are judged by models that see every attribute.
+        assert not grid.apart
+    assert flags["--params"] in stage["deps"]
+    assert flags.get("--root", "fairvlm_core") in stage["deps"]
+    assert f"{flags['--out']}/{name}.json" in stage["outs"]
+    # Every grid that the named one is made of.
+    for module in _imported(ROOT / "experiments" / f"{name}.py"):
+        assert f"experiments/{module}.py" in stage["deps"]
+
+
+def test_the_document_has_a_mark_for_every_table():
+    marks = [mark["name"] for mark in BEGIN.finditer((ROOT / "docs" / "results.md").read_text())]
+    written = {f"{Path(flags['--out']).name}/{name}" for name, flags, _ in RUNS}
+    assert written <= set(marks)
+    assert len(marks) == len(set(marks))
+    assert {f"results/{name}.json" for name in written} == set(STAGES["document"]["deps"])
+
+
+def _imported(file, known=None):
+    known = set() if known is None else known
+    known.add(file.stem)
+    for name in re.findall(r"^from experiments\.(\w+) import", file.read_text(), re.MULTILINE):
+        if name not in known:
+            _imported(file.with_name(f"{name}.py"), known)
+    return known
