@@ -83,13 +83,14 @@ def _experiment(summary: Mapping[str, Any]) -> list[str]:
 
 
 def _suite(summary: Mapping[str, Any]) -> list[str]:
-    """ES-AUC and EOD of the finest attribute, by setting."""
+    """AUC, and ES-AUC and EOD of the first and of the finest attribute, by setting."""
     from fairvlm_core.experiments.suite import DRAWN, suite_caption, suite_rows
 
-    attribute, parts = summary["attributes"][-1], []
+    attributes = dict.fromkeys((summary["attributes"][0], summary["attributes"][-1]))
+    wanted = [("auc", None), *((metric, attribute) for attribute in attributes for metric in DRAWN)]
     settings = [setting["title"] for setting in summary["settings"]]
-    for metric in DRAWN:
-        name = metric_name(metric, summary["kind"])
-        lines = suite_rows(summary, metric, attribute)
-        parts += [f"{name}, {attribute_name(attribute)}:", "", *table(["method", *settings], lines), ""]
+    parts: list[str] = []
+    for metric, attribute in wanted:
+        name = metric_name(metric, summary["kind"]) + (f", {attribute_name(attribute)}" if attribute else "")
+        parts += [f"{name}:", "", *table(["method", *settings], suite_rows(summary, metric, attribute)), ""]
     return [*parts, suite_caption(summary)]
