@@ -16,6 +16,7 @@ from typing import Any
 
 from fairvlm_core.errors import FairVLMError
 from fairvlm_core.evaluation.report.words import attribute_name
+from fairvlm_core.experiments.grid import ACROSS, BY_ATTRIBUTE, OVERALL, WORST
 from fairvlm_core.experiments.provenance import told
 from fairvlm_core.experiments.sections import span, table
 from fairvlm_core.experiments.summary import about, in_one, measure
@@ -24,7 +25,6 @@ from fairvlm_core.files import read_json, written
 
 BEGIN = re.compile(r"^<!-- experiment (?P<name>[\w./-]+) -->$", re.MULTILINE)
 END = "<!-- end of experiment -->"
-SHOWN = ("accuracy", "auc", "es_auc", "dpd", "eod")
 
 
 def update(document: Path, results: Path) -> list[str]:
@@ -61,25 +61,36 @@ def block(summary: Mapping[str, Any]) -> str:
 
 
 def _experiment(summary: Mapping[str, Any]) -> list[str]:
-    """Means and deviations in one line per method, and the interval of the patients for ES-AUC and EOD."""
+    """Means and deviations in one line per method, and the interval of the patients for ES-AUC and EOD.
+
+    The columns are about each attribute by itself, or, where each has its own model, the mean over them.
+    """
     from fairvlm_core.experiments.tables import cell
 
     last = in_one(summary)
-    names = [metric_name(metric, summary["kind"]) for metric in SHOWN]
-    lines = []
-    for name, title in marked(summary).items():
-        cells = []
-        for metric in SHOWN:
-            attribute = about(summary, metric, last)
-            if last is None and metric not in ("accuracy", "auc"):
-                cells.append("–")
-                continue
-            shown = cell(summary, name, metric, attribute)
-            interval = measure(summary, name, metric, attribute)["interval"]
-            cells.append(f"{shown} ({span(interval)})" if interval and metric in ("es_auc", "eod") else shown)
-        lines.append([title, *cells])
-    which = "" if last is None else f" ES-AUC and gaps: {attribute_name(last)}, with the 95 % interval over patients."
-    return [*table(["method", *names], lines), "", caption(summary) + which]
+    single = [name for name in summary["attributes"] if name not in (ACROSS, WORST) and " x " not in name]
+    shown = [last] if summary["apart"] else single
+    wanted = [(metric, about(summary, metric, last)) for metric in OVERALL]
+    wanted += [(metric, name) for name in shown for metric in BY_ATTRIBUTE]
+
+    def text(recipe: str, metric: str, attribute: str | None) -> str:
+        value = cell(summary, recipe, metric, attribute)
+        interval = measure(summary, recipe, metric, attribute)["interval"]
+        return f"{value} ({span(interval)})" if interval and metric in ("es_auc", "eod") else value
+
+    heads = [
+        metric_name(metric, summary["kind"])
+        + (f", {attribute_name(name)}" if name is not None and len(shown) > 1 else "")
+        for metric, name in wanted
+    ]
+    lines = [[title, *(text(recipe, *one) for one in wanted)] for recipe, title in marked(summary).items()]
+    which = f" ES-AUC and gaps: {attribute_name(shown[0])}." if len(shown) == 1 and shown[0] else ""
+    bracketed = any("(" in cells for row in lines for cells in row[1:])
+    return [
+        *table(["method", *heads], lines),
+        "",
+        caption(summary) + which + (" In brackets: 95 % interval over patients." if bracketed else ""),
+    ]
 
 
 def _suite(summary: Mapping[str, Any]) -> list[str]:

@@ -51,7 +51,10 @@ def test_a_stage_runs_what_its_parameters_allow_and_depends_on_it(name, flags, s
         assert not grid.apart
     assert flags["--params"] in stage["deps"]
     assert flags.get("--root", "fairvlm_core") in stage["deps"]
-    assert f"{flags['--out']}/{name}.json" in stage["outs"]
+    assert set(stage["outs"]) == {f"{flags['--out']}/{name}.{kind}" for kind in ("json", "md", "png")}
+    for path in stage["deps"]:
+        assert path.startswith(("datasets/", "pretrained")) or (ROOT / path).exists(), path
+        assert path != "experiments"  # DVC's lock file is in it
     # Every grid that the named one is made of.
     for module in _imported(ROOT / "experiments" / f"{name}.py"):
         assert f"experiments/{module}.py" in stage["deps"]

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
-import re
-from pathlib import Path
 
 import pytest
-import yaml
 
 from fairvlm_core.errors import ConfigError
 from fairvlm_core.experiments import EXPERIMENTS, load_experiment
@@ -377,32 +373,3 @@ def test_one_option_of_the_data_set_is_changed_and_the_others_stay():
         "options": {"patients": 100, "shortcut": 0.0}
     }
     assert given["ingest"]["options"]["shortcut"] == 1.0
-
-
-def test_dvc_writes_what_the_commands_write():
-    """Each stage's outputs are in the folder of its command, and the document waits for all of them."""
-    root = Path(__file__).parent.parent.parent
-    stages = yaml.safe_load((root / "experiments" / "dvc.yaml").read_text())["stages"]
-    tables = set()
-    for name, stage in stages.items():
-        if name == "document":
-            continue
-        matrix = stage.get("matrix", {})
-        for values in itertools.product(*matrix.values()):
-            item = dict(zip(matrix, values, strict=True))
-
-            def filled(text, item=item):
-                return re.sub(r"\$\{item\.(\w+)\}", lambda found: item[found[1]], text)
-
-            words = filled(stage["cmd"]).split()
-            asked, out = words[2], words[words.index("--out") + 1]
-            assert words[:2] == ["fairvlm", "experiment"]
-            assert asked in EXPERIMENTS
-            assert {filled(path) for path in stage["outs"]} == {
-                f"{out}/{asked}.{kind}" for kind in ("json", "md", "png")
-            }
-            for path in map(filled, stage["deps"]):
-                assert path.startswith("datasets/") or (root / path).exists(), path
-                assert path != "experiments"  # DVC's lock file is in it
-            tables.add(f"{out}/{asked}.json")
-    assert set(stages["document"]["deps"]) == tables
