@@ -117,6 +117,7 @@ def run_suite(
     Raises:
         ConfigError: for wrong parameters of any experiment, before anything runs.
     """
+    from fairvlm_core.experiments.provenance import provenance
     from fairvlm_core.experiments.suite import draw_suite, suite_markdown, summarise_suite
     from fairvlm_core.files import written
 
@@ -131,12 +132,14 @@ def run_suite(
     # Seed by seed over all tables: what a night is too short for can be shown with fewer --seeds.
     carry_out(sorted((run for each in runs.values() for run in each), key=lambda run: run.seed), out, jobs=jobs)
     found: Found = {}
+    everything: list[Run] = []
     for grid in grids:
         settled, tuning = chosen[grid.name]
         every = [*flat(tried[grid.name]), *runs[grid.name]]
         table = write_tables(grid, settled, tuning, every, runs[grid.name], out, command=command)
         found.setdefault(names[grid.name], {})[grid.name] = table
-    summary = summarise_suite(suite, found)
+        everything += every
+    summary = summarise_suite(suite, found, made=provenance(everything, out, command=command))
     write_json(out / f"{suite.name}.json", summary)
     with written(out / f"{suite.name}.md") as partial:
         partial.write_text(suite_markdown(summary), encoding="utf-8")

@@ -20,11 +20,14 @@ BETTER = {"es_auc": 1, "eod": -1, "dpd": -1, "accuracy": 1, "auc": 1}
 POSSIBLE = "bayes_image"  # no model that is shown the image alone can know more
 
 
-def summarise_suite(suite: Suite, found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, Any]:
+def summarise_suite(
+    suite: Suite, found: Mapping[str, Mapping[str, Mapping[str, Any]]], *, made: Mapping[str, Any]
+) -> dict[str, Any]:
     """The content of the table, as JSON.
 
     Args:
         found: setting -> name of the experiment -> the content of its table.
+        made: where all of it comes from; see `provenance`.
 
     Returns:
         suite, title, settings [{name, title, experiments}], untouched, seeds, kind, attributes; `methods`: a list of
@@ -64,7 +67,7 @@ def summarise_suite(suite: Suite, found: Mapping[str, Mapping[str, Mapping[str, 
         "attributes": attributes,
         "methods": order,
         "cells": cells,
-        "provenance": first["provenance"],
+        "provenance": made,
     }
 
 

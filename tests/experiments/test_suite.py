@@ -185,7 +185,7 @@ def suite():
 
 def test_a_suite_puts_the_settings_side_by_side(suite, tmp_path):
     described, found = suite
-    summary = summarise_suite(described, found)
+    summary = summarise_suite(described, found, made=PROVENANCE)
     json.dumps(summary, allow_nan=False)
     keys = [method["key"] for method in summary["methods"]]
     # What is the same whatever is trained stands once, behind the methods of both kinds.
@@ -222,7 +222,7 @@ def test_the_tables_of_a_document_are_written_anew_and_its_prose_stays(suite, tm
     described, found = suite
     results = tmp_path / "results"
     (results / "one").mkdir(parents=True)
-    table, whole = found["none"]["none_one"], summarise_suite(described, found)
+    table, whole = found["none"]["none_one"], summarise_suite(described, found, made=PROVENANCE)
     (results / "one" / "table.json").write_text(json.dumps(table))
     (results / "one" / "many.json").write_text(json.dumps(whole))
     document = tmp_path / "results.md"
