@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from threadpoolctl import threadpool_limits
 
 from fairvlm_core.errors import CohortError, FairVLMError
 from fairvlm_core.experiments import load_experiment, schedule
@@ -38,12 +40,16 @@ TIMES = {"work.json", "metrics.json"}
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
-    """The same experiment in one process and in two."""
-    folder = tmp_path_factory.mktemp("jobs")
+    """The same experiment in one process and in two, each with one thread: the last digits depend on how many."""
+    folder, threads = tmp_path_factory.mktemp("jobs"), torch.get_num_threads()
     found = {}
-    for jobs in (1, 2):
-        out = folder / str(jobs)
-        found[jobs] = (out, run_experiment(YARDSTICKS, PARAMS, out, seeds=1, jobs=jobs, command="fairvlm experiment"))
+    torch.set_num_threads(1)
+    with threadpool_limits(1):
+        for jobs in (1, 2):
+            out = folder / str(jobs)
+            made = run_experiment(YARDSTICKS, PARAMS, out, seeds=1, jobs=jobs, command="fairvlm experiment")
+            found[jobs] = (out, made)
+    torch.set_num_threads(threads)
     return found
 
 
