@@ -41,10 +41,10 @@ TITLES = {
 Candidates = tuple[Mapping[str, object], ...]
 
 # Two candidates each: of what a method has of its own, or else of the learning rate. The second weight of a fairness
-# loss is one at which it can be felt: beside a task loss of 2 to 4, the contrast between groups is some 3 (times lambda
-# 0.1), the distance 1e-3, and the dispersions 1e-7 to 1e-4.
+# loss is one at which it can be felt: beside a task loss of 2 to 4 the contrast is some 3, of which lambda 0.1 leaves
+# 0.3, the distance is 1e-3, and the dispersions are 1e-7 to 1e-4.
 RATES: Candidates = tuple({"stage2.learning_rate": value} for value in (0.001, 0.002))
-KNOBS: dict[str, Candidates] = {
+CANDIDATES: dict[str, Candidates] = {
     "reweighted_group": RATES,
     "reweighted_joint": RATES,
     "resampled": RATES,
@@ -64,8 +64,8 @@ FOLLOWS = {"postprocessed": "standard"}
 def tuned(grid: Experiment) -> tuple[Recipe, ...]:
     """Its recipes with their candidates; one that has none takes over the choice of what it is made of."""
     return tuple(
-        replace(recipe, candidates=KNOBS[recipe.name])
-        if recipe.name in KNOBS
+        replace(recipe, candidates=CANDIDATES[recipe.name])
+        if recipe.name in CANDIDATES
         else replace(recipe, follows=FOLLOWS.get(recipe.name, grid.reference))
         for recipe in grid.recipes
     )

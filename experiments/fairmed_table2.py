@@ -17,20 +17,26 @@ def debiased(by: str) -> dict[str, object]:
 
 # The same two stages and epochs as the full method, so that the baselines are trained as long.
 STANDARD = FULL.derive("standard", "Standard", {**UNBALANCED, **UNPROMPTED, "stage2.fairness_weight": 0.0})
+REWEIGHTED = (
+    STANDARD.derive("reweighted_group", "Reweighted, 1 / P(a)", debiased("reweighted_group")),
+    STANDARD.derive("reweighted_joint", "Reweighted, P(a) P(y) / P(a, y)", debiased("reweighted_joint")),
+)
+ADVERSARIAL = STANDARD.derive("adversarial", "Adversarial", debiased("adversarial"))
+# So large a cap that every stratum is filled up to the largest one.
+RESAMPLED = STANDARD.derive("resampled", "Resampled", both("stage1", "stage2", oversample=1000.0))
+POSTPROCESSED = STANDARD.derive("postprocessed", "Post-processed", head=POSTPROCESS)
 
 EXPERIMENT = Experiment(
     name="fairmed_table2",
     title="FairMed-VLM and the baselines",
     recipes=(
         STANDARD,
-        STANDARD.derive("reweighted_group", "Reweighted, 1 / P(a)", debiased("reweighted_group")),
-        STANDARD.derive("reweighted_joint", "Reweighted, P(a) P(y) / P(a, y)", debiased("reweighted_joint")),
-        STANDARD.derive("adversarial", "Adversarial", debiased("adversarial")),
+        *REWEIGHTED,
+        ADVERSARIAL,
         STANDARD.derive("adversarial_head", "Adversarial, frozen embeddings", head=ADVERSARIAL_HEAD),
         STANDARD.derive("group_dro", "GroupDRO", debiased("group_dro")),
-        # So large a cap that every stratum is filled up to the largest one.
-        STANDARD.derive("resampled", "Resampled", both("stage1", "stage2", oversample=1000.0)),
-        STANDARD.derive("postprocessed", "Post-processed", head=POSTPROCESS),
+        RESAMPLED,
+        POSTPROCESSED,
         FULL,
     ),
     reference=FULL.name,

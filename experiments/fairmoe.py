@@ -29,6 +29,7 @@ UNDISPERSED = undispersed(*PLACES)
 NO_DISTANCE = {"fair_moe.distance_weight": 0.0}
 # F is what Fair-MoE's loss adds to FairCLIP's.
 FAIRCLIP = FULL.derive("fairclip", "FairCLIP", {**UNDISPERSED, "fair_moe.experts": 0})
+CLIP = FAIRCLIP.derive("clip", "CLIP, fine-tuned", NO_DISTANCE)
 FAIRCLIP_EXPERTS = FULL.derive("fairclip_experts", "FairCLIP + FO-MoE", UNDISPERSED)
 
 # The attributes of Harvard-FairVLMed, for each of which the paper trains a model of its own.

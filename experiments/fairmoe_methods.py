@@ -5,14 +5,14 @@ fairvlm experiment fairmoe_methods --params experiments/ham10000.yaml --root dat
 
 from __future__ import annotations
 
-from experiments.fairmoe import FAIRCLIP, FULL, NO_DISTANCE, TOY, UNDISPERSED, without
+from experiments.fairmoe import CLIP, FAIRCLIP, FULL, NO_DISTANCE, TOY, UNDISPERSED, without
 from fairvlm_core.experiments.grid import Experiment
 
 EXPERIMENT = Experiment(
     name="fairmoe_methods",
     title="Fair-MoE, its ablations, CLIP and FairCLIP",
     recipes=(
-        FAIRCLIP.derive("clip", "CLIP, fine-tuned", NO_DISTANCE),
+        CLIP,
         FAIRCLIP,
         FULL.derive("no_dispersion", "Fair-MoE without dispersion (FairCLIP + FO-MoE)", UNDISPERSED),
         FULL.derive("no_distance", "Fair-MoE without L_distance", NO_DISTANCE),

@@ -9,14 +9,14 @@ FairCLIP + FO-MoE in Table 2; it stands here, too, so that one table has all the
 
 from __future__ import annotations
 
-from experiments.fairmoe import BLOCKS, FAIRCLIP, FAIRCLIP_EXPERTS, FULL, NO_DISTANCE, TOY
+from experiments.fairmoe import BLOCKS, CLIP, FAIRCLIP, FAIRCLIP_EXPERTS, FULL, TOY
 from fairvlm_core.experiments.grid import Experiment
 
 EXPERIMENT = Experiment(
     name="fairmoe_table1",
     title="Fair-MoE, CLIP and FairCLIP",
     recipes=(
-        FAIRCLIP.derive("clip", "CLIP, fine-tuned", NO_DISTANCE),
+        CLIP,
         FAIRCLIP,
         FAIRCLIP_EXPERTS,
         FULL,

@@ -13,7 +13,7 @@ import yaml
 from fairvlm_core.config import read_params
 from fairvlm_core.experiments import load_experiment
 from fairvlm_core.experiments.baselines import with_baselines
-from fairvlm_core.experiments.document import BEGIN
+from fairvlm_core.experiments.document import BEGIN, END
 from fairvlm_core.experiments.grid import CHAIN, Suite
 from fairvlm_core.experiments.runner import check
 from fairvlm_core.steps import STEPS
@@ -44,8 +44,7 @@ RUNS = list(commands())
 def test_a_stage_runs_what_its_parameters_allow_and_depends_on_it(name, flags, stage, tmp_path):
     file = ROOT / flags["--params"]
     params = {step: read_params(file, step, STEPS) for step in CHAIN}
-    found = load_experiment(name)
-    for grid in [grid for each in found.experiments.values() for grid in each] if isinstance(found, Suite) else [found]:
+    for grid in _grids(name):
         check(with_baselines(grid, params), params, tmp_path, seeds=5, root=None)
         # All methods of a table are judged by models that see every attribute.
         assert not grid.apart
@@ -60,12 +59,28 @@ def test_a_stage_runs_what_its_parameters_allow_and_depends_on_it(name, flags, s
         assert f"experiments/{module}.py" in stage["deps"]
 
 
-def test_the_document_has_a_mark_for_every_table():
+def test_the_document_has_every_table_as_its_stage_makes_it():
+    text = (ROOT / "docs" / "results.md").read_text()
+    for name, flags, _ in RUNS:
+        _, table = text.split(f"<!-- experiment {Path(flags['--out']).name}/{name} -->\n")
+        table = table[: table.index(END)]
+        assert f"fairvlm experiment {name} --params {flags['--params']} " in table
+        titles = {recipe.title for grid in _grids(name) for recipe in grid.recipes}
+        rows = set(re.findall(r"^\| ([^|†]+?) (?:† )?\|", table, re.MULTILINE))
+        assert {"Majority class", "Linear probe of the base", *titles} <= rows
+
+
+def test_the_document_waits_for_every_table():
     marks = [mark["name"] for mark in BEGIN.finditer((ROOT / "docs" / "results.md").read_text())]
     written = {f"{Path(flags['--out']).name}/{name}" for name, flags, _ in RUNS}
     assert written <= set(marks)
     assert len(marks) == len(set(marks))
     assert {f"results/{name}.json" for name in written} == set(STAGES["document"]["deps"])
+
+
+def _grids(name):
+    found = load_experiment(name)
+    return [grid for each in found.experiments.values() for grid in each] if isinstance(found, Suite) else [found]
 
 
 def _imported(file, known=None):
