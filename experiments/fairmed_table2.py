@@ -22,8 +22,7 @@ REWEIGHTED = (
     STANDARD.derive("reweighted_joint", "Reweighted, P(a) P(y) / P(a, y)", debiased("reweighted_joint")),
 )
 ADVERSARIAL = STANDARD.derive("adversarial", "Adversarial", debiased("adversarial"))
-# So large a cap that every stratum is filled up to the largest one.
-RESAMPLED = STANDARD.derive("resampled", "Resampled", both("stage1", "stage2", oversample=1000.0))
+RESAMPLED = STANDARD.derive("resampled", "Resampled", debiased("resampled"))
 POSTPROCESSED = STANDARD.derive("postprocessed", "Post-processed", head=POSTPROCESS)
 
 EXPERIMENT = Experiment(

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from fairvlm_core.training.batches import Samples
     from fairvlm_core.training.job import Job
 
-DEBIASING = ("none", "reweighted_group", "reweighted_joint", "group_dro", "adversarial")
+DEBIASING = ("none", "reweighted_group", "reweighted_joint", "resampled", "group_dro", "adversarial")
 TRAINING_INPUTS = {
     "cohort": Port("Folder that stratify wrote."),
     "images": Port("Folder that ingest wrote, with the image store."),
@@ -60,7 +60,9 @@ class TaskConfig(TrainingConfig):
     demographic_dropout: float = option(0.5, "Share of the demographic prompts that is left out.", low=0, high=1)
     lora_rank: int = option(32, "Rank of the LoRA matrices.", low=1)
     lora_alpha: int = option(64, "Scale of the LoRA matrices.", low=1)
-    debiasing: str = option("none", "Baseline that changes how L_inst and L_qa are minimised.", choices=DEBIASING)
+    debiasing: str = option(
+        "none", "Baseline that changes how L_inst and L_qa are minimised, or on which images.", choices=DEBIASING
+    )
     adversary_weight: float = option(1.0, "alpha of adversarial debiasing: how hard the adversary is hindered.", low=0)
     dro_step: float = option(0.01, "Step size of GroupDRO's weights.", low=0)
     micro_batch: int = option(
@@ -116,6 +118,7 @@ def begin(
         augment=config.augment,
         criterion=config.criterion,
         equal_shares=isinstance(config, TaskConfig) and config.shard,
+        resample=isinstance(config, TaskConfig) and config.debiasing == "resampled",
     )
 
 

@@ -115,6 +115,27 @@ def balanced_epoch(stratum: np.ndarray, cap: float, rng: np.random.Generator) ->
     return indices, np.arange(len(indices)) >= len(stratum)
 
 
+def resampled_epoch(stratum: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """One epoch's samples, as many as there are, with every stratum as often as any other (a baseline).
+
+    Nobody of a stratum comes once more before all of it came as often, so that a stratum larger than its share shows
+    other samples every epoch. The shares of two strata differ by one at most.
+
+    Returns:
+        As `balanced_epoch`, with m = n.
+    """
+    number = int(stratum.max()) + 1
+    share = np.full(number, len(stratum) // number)
+    share[rng.permutation(number)[: len(stratum) % number]] += 1
+    drawn, rounds = [], []
+    for each, count in enumerate(share):
+        members = np.flatnonzero(stratum == each)
+        times = -(-count // len(members))
+        drawn.append(np.concatenate([rng.permutation(members) for _ in range(times)])[:count])
+        rounds.append(np.arange(count) // len(members))
+    return np.concatenate(drawn), np.concatenate(rounds) > 0
+
+
 def stratified_batches(stratum: np.ndarray, size: int, rng: np.random.Generator) -> list[np.ndarray]:
     """Shuffle positions 0..n-1 into batches in which every stratum has its share; only the last may be smaller.
 

@@ -17,7 +17,14 @@ from fairvlm_core.evaluation.thresholds import decide
 from fairvlm_core.models import device
 from fairvlm_core.models.trunk import Trunk, trunk_tokens
 from fairvlm_core.training import ranks
-from fairvlm_core.training.batches import Samples, augment, balanced_epoch, strata, stratified_batches
+from fairvlm_core.training.batches import (
+    Samples,
+    augment,
+    balanced_epoch,
+    resampled_epoch,
+    strata,
+    stratified_batches,
+)
 from fairvlm_core.training.engine import Schedule, fit
 from fairvlm_core.training.objectives import Batch
 
@@ -35,6 +42,7 @@ class Job:
         criterion: what selects the epoch on validation.
         equal_shares: every rank must get as many images of a batch as the others; a last batch that cannot be divided
             loses the images that are over.
+        resample: every stratum comes equally often, in an epoch that is no longer; `oversample` then has no say.
     """
 
     train: Samples
@@ -47,12 +55,16 @@ class Job:
     augment: bool
     criterion: str
     equal_shares: bool = False
+    resample: bool = False
 
     def epoch(self, number: int) -> list[Batch]:
         """The batches of an epoch: balanced, stratified over label x attributes, the same for the same seed."""
         rng = np.random.default_rng([self.seed, number])
         stratum = strata(self.train.labels, self.train.groups)
-        indices, repeated = balanced_epoch(stratum, self.oversample, rng)
+        if self.resample:
+            indices, repeated = resampled_epoch(stratum, rng)
+        else:
+            indices, repeated = balanced_epoch(stratum, self.oversample, rng)
         places = stratified_batches(stratum[indices], self.batch_size, rng)
         # A last crumb of a batch has neither positives nor groups, and would count as much as a full one.
         kept = [place for place in places if len(place) * 2 >= self.batch_size] or places

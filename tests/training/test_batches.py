@@ -13,7 +13,14 @@ from hypothesis import strategies as st
 
 from fairvlm_core.cohort.table import read_cohort
 from fairvlm_core.errors import CohortError
-from fairvlm_core.training.batches import augment, balanced_epoch, read_samples, strata, stratified_batches
+from fairvlm_core.training.batches import (
+    augment,
+    balanced_epoch,
+    read_samples,
+    resampled_epoch,
+    strata,
+    stratified_batches,
+)
 
 STRATA = st.lists(st.integers(1, 60), min_size=1, max_size=8).map(lambda sizes: np.repeat(np.arange(len(sizes)), sizes))
 
@@ -27,6 +34,25 @@ def test_balancing_keeps_everyone_and_fills_minorities_to_the_cap(stratum, cap, 
     assert sorted(indices[~repeated]) == list(range(len(stratum)))
     target = int(min(before.max(), cap * np.median(before)))
     assert after.tolist() == [max(size, target) for size in before]
+
+
+@settings(max_examples=60, deadline=None)
+@given(STRATA, st.integers(0, 5))
+def test_resampling_shows_every_stratum_equally_often_in_an_epoch_of_the_same_length(stratum, seed):
+    indices, repeated = resampled_epoch(stratum, np.random.default_rng(seed))
+    assert len(indices) == len(stratum)
+    assert np.ptp(np.bincount(stratum[indices])) <= 1
+    times = np.bincount(indices, minlength=len(stratum))
+    for number in range(stratum.max() + 1):
+        assert np.ptp(times[stratum == number]) <= 1
+    assert sorted(indices[~repeated]) == sorted(np.unique(indices))
+
+
+def test_resampling_shows_others_of_a_large_stratum_every_epoch():
+    stratum = np.repeat([0, 1], (90, 10))
+    seen = [set(resampled_epoch(stratum, np.random.default_rng([0, epoch]))[0]) for epoch in range(12)]
+    assert len(seen[0] & set(range(90))) == 50
+    assert set.union(*seen) == set(range(100))
 
 
 @settings(max_examples=60, deadline=None)
