@@ -3,20 +3,17 @@
 fairvlm experiment controlled --params experiments/controlled.yaml --out results/controlled --jobs 2
 
 The biases are those of docs/generated-cohort.md at their documented strength, and labels that are wrong for every fifth
-woman. Each setting has a table for FairMed-VLM and one for Fair-MoE, `controlled_SETTING_fairmed` and `_fairmoe`, with
-one model for all attributes. Every method is tuned on validation between two candidates. An ablation is not: it is the
-full method with what was chosen for that, less one part.
+woman. Each setting has the tables of `fairmed_methods` and `fairmoe_methods`, as `controlled_SETTING_fairmed` and
+`_fairmoe`, tuned anew.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 from experiments.fairmed_methods import EXPERIMENT as FAIRMED
 from experiments.fairmoe_methods import EXPERIMENT as FAIRMOE
-from fairvlm_core.experiments.grid import Experiment, Recipe, Suite, both
-from fairvlm_core.steps.fair_moe import PLACES
+from fairvlm_core.experiments.grid import Experiment, Suite
 
 NONE = {"representation": 0.0, "prevalence": 0.0, "weak_signal": 0.0, "shortcut": 0.0, "label_noise": 0.0}
 NOISE = {"label_noise": 0.2, "noise_group": "female"}
@@ -38,37 +35,6 @@ TITLES = {
     "label_noise": "label noise",
     "all": "all of them",
 }
-Candidates = tuple[Mapping[str, object], ...]
-
-# Two candidates each: of what a method has of its own, or else of the learning rate. The second weight of a fairness
-# loss is one at which it can be felt: beside a task loss of 2 to 4 the contrast is some 3, of which lambda 0.1 leaves
-# 0.3, the distance is 1e-3, and the dispersions are 1e-7 to 1e-4.
-RATES: Candidates = tuple({"stage2.learning_rate": value} for value in (0.001, 0.002))
-CANDIDATES: dict[str, Candidates] = {
-    "reweighted_group": RATES,
-    "reweighted_joint": RATES,
-    "resampled": RATES,
-    "standard": RATES,
-    "adversarial": tuple(both("stage1", "stage2", adversary_weight=alpha) for alpha in (0.3, 1.0)),
-    "fairmed_vlm": tuple({"stage2.fairness_weight": weight} for weight in (0.1, 10.0)),
-    "clip": tuple({"fair_moe.learning_rate": value} for value in (0.001, 0.002)),
-    "fairclip": ({"fair_moe.distance_weight": 1.0}, {"fair_moe.distance_weight": 100.0}),
-    "fair_moe": tuple(
-        {"fair_moe.distance_weight": distance, **{f"fair_moe.{place}_weight": dispersion for place in PLACES}}
-        for distance, dispersion in ((1.0, 1.0), (100.0, 1000.0))
-    ),
-}
-FOLLOWS = {"postprocessed": "standard"}
-
-
-def tuned(grid: Experiment) -> tuple[Recipe, ...]:
-    """Its recipes with their candidates; one that has none takes over the choice of what it is made of."""
-    return tuple(
-        replace(recipe, candidates=CANDIDATES[recipe.name])
-        if recipe.name in CANDIDATES
-        else replace(recipe, follows=FOLLOWS.get(recipe.name, grid.reference))
-        for recipe in grid.recipes
-    )
 
 
 def tables(setting: str) -> tuple[Experiment, ...]:
@@ -82,7 +48,6 @@ def tables(setting: str) -> tuple[Experiment, ...]:
             grid,
             name=f"controlled_{setting}_{family}",
             title=f"{title} on the generated cohort: {TITLES[setting]}",
-            recipes=tuned(grid),
             params=shared,
         )
         for family, title, grid in (("fairmed", "FairMed-VLM", FAIRMED), ("fairmoe", "Fair-MoE", FAIRMOE))

@@ -40,6 +40,16 @@ Params = Mapping[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
+class Times:
+    """An override that multiplies what the parameters say: for a learning rate, whose size is that of the models."""
+
+    factor: float
+
+    def __str__(self) -> str:
+        return f"× {self.factor:g}"
+
+
+@dataclass(frozen=True)
 class Recipe:
     """One row of a table: a method, as what it changes in the parameters.
 
@@ -230,6 +240,26 @@ class Suite:
         return replace(self, settings=kept, experiments={name: self.experiments[name] for name in kept})
 
 
+def tuned(
+    recipes: Sequence[Recipe],
+    candidates: Mapping[str, tuple[Mapping[str, Any], ...]],
+    *,
+    follows: Mapping[str, str],
+    otherwise: str,
+) -> tuple[Recipe, ...]:
+    """Recipes with the candidates given for their names; one without takes over the choice of another.
+
+    Args:
+        follows: of whom; the rest follow `otherwise`.
+    """
+    return tuple(
+        replace(recipe, candidates=candidates[recipe.name])
+        if recipe.name in candidates
+        else replace(recipe, follows=follows.get(recipe.name, otherwise))
+        for recipe in recipes
+    )
+
+
 def both(*steps: str, **values: Any) -> dict[str, Any]:
     """The same fields in several steps, as overrides.
 
@@ -242,7 +272,8 @@ def both(*steps: str, **values: Any) -> dict[str, Any]:
 def changed(params: Params, overrides: Mapping[str, Any], *, where: str) -> dict[str, dict[str, Any]]:
     """The parameters with overrides, a section per step of `CHAIN` and one for a head's options.
 
-    "ingest.options.shortcut" changes one of the options and leaves the others.
+    "ingest.options.shortcut" changes one of the options and leaves the others; `Times` multiplies what is there, which
+    may be a default.
 
     Raises:
         ConfigError: when an override does not name a step that an experiment runs.
@@ -255,8 +286,16 @@ def changed(params: Params, overrides: Mapping[str, Any], *, where: str) -> dict
                 f'The override "{key}" names no step of an experiment.', where=where, mend=nearest(step, CHAIN)
             )
         name, _, inner = name.partition(".")
+        if isinstance(value, Times):
+            value = value.factor * sections[step].get(name, _default(step, name))
         sections[step][name] = {**(sections[step].get(name) or {}), inner: value} if inner else value
     return sections
+
+
+def _default(step: str, name: str) -> Any:
+    """What a step has for a parameter that nobody gives; 1 for one that it does not have, which `build` tells of."""
+    fields = {field.name: field.default for field in dataclasses.fields(step_module(step).Config)}
+    return fields.get(name, 1)
 
 
 def configs(params: Params, overrides: Mapping[str, Any], *, where: str) -> dict[str, Any]:
