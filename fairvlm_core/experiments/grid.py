@@ -41,12 +41,9 @@ Params = Mapping[str, Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Times:
-    """An override that multiplies what the parameters say: for a learning rate, whose size is that of the models."""
+    """In a candidate, a multiple of what the parameters say: for a learning rate, which depends on the models' size."""
 
     factor: float
-
-    def __str__(self) -> str:
-        return f"× {self.factor:g}"
 
 
 @dataclass(frozen=True)
@@ -272,8 +269,7 @@ def both(*steps: str, **values: Any) -> dict[str, Any]:
 def changed(params: Params, overrides: Mapping[str, Any], *, where: str) -> dict[str, dict[str, Any]]:
     """The parameters with overrides, a section per step of `CHAIN` and one for a head's options.
 
-    "ingest.options.shortcut" changes one of the options and leaves the others; `Times` multiplies what is there, which
-    may be a default.
+    "ingest.options.shortcut" changes one of the options and leaves the others.
 
     Raises:
         ConfigError: when an override does not name a step that an experiment runs.
@@ -286,16 +282,37 @@ def changed(params: Params, overrides: Mapping[str, Any], *, where: str) -> dict
                 f'The override "{key}" names no step of an experiment.', where=where, mend=nearest(step, CHAIN)
             )
         name, _, inner = name.partition(".")
-        if isinstance(value, Times):
-            value = value.factor * sections[step].get(name, _default(step, name))
         sections[step][name] = {**(sections[step].get(name) or {}), inner: value} if inner else value
     return sections
 
 
-def _default(step: str, name: str) -> Any:
-    """What a step has for a parameter that nobody gives; 1 for one that it does not have, which `build` tells of."""
-    fields = {field.name: field.default for field in dataclasses.fields(step_module(step).Config)}
-    return fields.get(name, 1)
+def resolved(experiment: Experiment, params: Params) -> Experiment:
+    """The experiment with numbers for every `Times` of its candidates.
+
+    Raises:
+        ConfigError: for a multiple of what is no parameter.
+    """
+    found = configs(changed(params, experiment.params, where=experiment.name), {}, where=experiment.name)
+
+    def number(key: str, value: Any, recipe: Recipe) -> Any:
+        if not isinstance(value, Times):
+            return value
+        step, _, name = key.partition(".")
+        if not hasattr(found.get(step), name):
+            raise ConfigError(
+                f'A candidate multiplies "{key}", which is no parameter.',
+                where=f"{experiment.name}, recipe {recipe.name}",
+                mend=nearest(name, list(described(found[step]))) if step in CHAIN else nearest(step, CHAIN),
+            )
+        return value.factor * getattr(found[step], name)
+
+    recipes = tuple(
+        replace(
+            recipe, candidates=tuple({k: number(k, v, recipe) for k, v in each.items()} for each in recipe.candidates)
+        )
+        for recipe in experiment.recipes
+    )
+    return replace(experiment, recipes=recipes)
 
 
 def configs(params: Params, overrides: Mapping[str, Any], *, where: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 from fairvlm_core.errors import ConfigError
 from fairvlm_core.experiments.baselines import with_baselines
 from fairvlm_core.experiments.chain import Run, plan
-from fairvlm_core.experiments.grid import Experiment, Params, Suite, changed
+from fairvlm_core.experiments.grid import Experiment, Params, Suite, changed, resolved
 from fairvlm_core.experiments.heads import READS_GROUPS
 from fairvlm_core.experiments.schedule import STEPS_FOLDER, carry_out, place
 from fairvlm_core.experiments.tuning import TUNING_SEED, choose, trials
@@ -46,7 +46,7 @@ def run_experiment(
     Raises:
         ConfigError: for wrong parameters, before anything runs, or an `out` that holds other things.
     """
-    whole = with_baselines(experiment, params)
+    whole = with_baselines(resolved(experiment, params), params)
     check(whole, params, out, seeds=seeds, root=root)
     tried = trials(whole, params, root)
     grid, tuning = choose(whole, tried, out, carry_out(flat(tried), out, jobs=jobs, tolerant=True))
@@ -122,7 +122,7 @@ def run_suite(
     from fairvlm_core.files import written
 
     names = {grid.name: setting for setting, each in suite.experiments.items() for grid in each}
-    grids = [with_baselines(grid, params) for each in suite.experiments.values() for grid in each]
+    grids = [with_baselines(resolved(grid, params), params) for each in suite.experiments.values() for grid in each]
     for grid in grids:
         check(grid, params, out, seeds=seeds, root=root)
     tried = {grid.name: trials(grid, params, root) for grid in grids}

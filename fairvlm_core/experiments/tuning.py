@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from fairvlm_core.experiments.chain import Run, plan
-from fairvlm_core.experiments.grid import Experiment, Params, Recipe, Times
+from fairvlm_core.experiments.grid import Experiment, Params, Recipe
 from fairvlm_core.experiments.schedule import place
 
 TUNING_SEED = 100
@@ -106,8 +106,7 @@ def value_of(predictions: Path, criterion: str, attributes: Sequence[str]) -> fl
 
 def plain(overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Overrides as JSON has them."""
-    told = {tuple: list, Times: str}
-    return {key: told.get(type(value), lambda it: it)(value) for key, value in overrides.items()}
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in overrides.items()}
 
 
 def _over_models(experiment: Experiment, candidate: Sequence[Run], out: Path) -> float | None:

@@ -14,7 +14,7 @@ from fairvlm_core.config import read_params
 from fairvlm_core.experiments import load_experiment
 from fairvlm_core.experiments.baselines import with_baselines
 from fairvlm_core.experiments.document import BEGIN, END
-from fairvlm_core.experiments.grid import CHAIN, Suite
+from fairvlm_core.experiments.grid import CHAIN, Suite, resolved
 from fairvlm_core.experiments.runner import check
 from fairvlm_core.steps import STEPS
 
@@ -45,7 +45,7 @@ def test_a_stage_runs_what_its_parameters_allow_and_depends_on_it(name, flags, s
     file = ROOT / flags["--params"]
     params = {step: read_params(file, step, STEPS) for step in CHAIN}
     for grid in _grids(name):
-        check(with_baselines(grid, params), params, tmp_path, seeds=5, root=None)
+        check(with_baselines(resolved(grid, params), params), params, tmp_path, seeds=5, root=None)
         # All methods of a table are judged by models that see every attribute.
         assert not grid.apart
     assert flags["--params"] in stage["deps"]

@@ -15,11 +15,12 @@ from fairvlm_core.errors import ConfigError
 from fairvlm_core.evaluation.predictions import SCHEMA, write_predictions
 from fairvlm_core.experiments import load_experiment
 from fairvlm_core.experiments.chain import plan
-from fairvlm_core.experiments.grid import Experiment
+from fairvlm_core.experiments.grid import Experiment, Times, resolved
 from fairvlm_core.experiments.heads import POSTPROCESS
 from fairvlm_core.experiments.runner import check
 from fairvlm_core.experiments.schedule import place
 from fairvlm_core.experiments.tuning import TUNING_SEED, choose, select, settled, trials, value_of
+from fairvlm_core.steps import stage2
 
 RATES = tuple({"stage2.learning_rate": rate} for rate in (0.001, 0.002, 0.004))
 GRID = Experiment(
@@ -167,6 +168,21 @@ def test_a_wrong_candidate_is_told_before_anything_runs(tmp_path):
         check(grid, {}, tmp_path, seeds=1, root=None)
 
 
+def test_a_multiple_is_of_what_the_parameters_say():
+    halves = ({"stage2.learning_rate": Times(0.5)}, {"stage2.fairness_weight": 10.0})
+    grid = Experiment("e", "E", (FULL.derive("full", "Full", candidates=halves),), "full")
+    default = stage2.Config().learning_rate
+    for params, value in (({}, default / 2), ({"stage2": {"learning_rate": 0.004}}, 0.002)):
+        (recipe,) = resolved(grid, params).recipes
+        assert recipe.candidates == ({"stage2.learning_rate": value}, {"stage2.fairness_weight": 10.0})
+    own = dataclasses.replace(grid, params={"stage2.learning_rate": 0.1})
+    assert resolved(own, {}).recipes[0].candidates[0] == {"stage2.learning_rate": 0.05}
+    for key, known in (("stage2.learning_rat", "learning_rate"), ("stag2.learning_rate", "stage2")):
+        wrong = FULL.derive("full", "Full", candidates=({key: Times(0.5)}, {}))
+        with pytest.raises(ConfigError, match=rf"{key}(.|\n)*{known}"):
+            resolved(dataclasses.replace(grid, recipes=(wrong,)), {})
+
+
 def test_the_controlled_grid_follows_its_own_rules():
     suite = load_experiment("controlled")
     assert list(suite.experiments) == [
@@ -182,6 +198,7 @@ def test_the_controlled_grid_follows_its_own_rules():
     for setting, grids in suite.experiments.items():
         for grid in grids:
             assert grid.budget == 2
+            grid = resolved(grid, {})
             chosen = settled(grid, {r.name: r.candidates[1] for r in grid.recipes if r.candidates})
             for run in plan(chosen, {"ingest": {"options": {"patients": 50}}}, seeds=1):
                 options[setting] = run.work["ingest"].config.options
