@@ -294,25 +294,27 @@ def resolved(experiment: Experiment, params: Params) -> Experiment:
     """
     found = configs(changed(params, experiment.params, where=experiment.name), {}, where=experiment.name)
 
-    def number(key: str, value: Any, recipe: Recipe) -> Any:
-        if not isinstance(value, Times):
-            return value
-        step, _, name = key.partition(".")
-        if not hasattr(found.get(step), name):
-            raise ConfigError(
-                f'A candidate multiplies "{key}", which is no parameter.',
-                where=f"{experiment.name}, recipe {recipe.name}",
-                mend=nearest(name, list(described(found[step]))) if step in CHAIN else nearest(step, CHAIN),
-            )
-        return value.factor * getattr(found[step], name)
+    def settle(recipe: Recipe) -> Recipe:
+        where = f"{experiment.name}, recipe {recipe.name}"
+        return replace(recipe, candidates=tuple(_numbers(each, found, where=where) for each in recipe.candidates))
 
-    recipes = tuple(
-        replace(
-            recipe, candidates=tuple({k: number(k, v, recipe) for k, v in each.items()} for each in recipe.candidates)
-        )
-        for recipe in experiment.recipes
-    )
-    return replace(experiment, recipes=recipes)
+    return replace(experiment, recipes=tuple(settle(recipe) for recipe in experiment.recipes))
+
+
+def _numbers(overrides: Mapping[str, Any], found: Mapping[str, Any], *, where: str) -> dict[str, Any]:
+    """Overrides with the multiples of what the configs in `found` have."""
+    numbers = dict(overrides)
+    for key, value in overrides.items():
+        if isinstance(value, Times):
+            step, _, name = key.partition(".")
+            if not hasattr(found.get(step), name):
+                raise ConfigError(
+                    f'A candidate multiplies "{key}", which is no parameter.',
+                    where=where,
+                    mend=nearest(name, list(described(found[step]))) if step in CHAIN else nearest(step, CHAIN),
+                )
+            numbers[key] = value.factor * getattr(found[step], name)
+    return numbers
 
 
 def configs(params: Params, overrides: Mapping[str, Any], *, where: str) -> dict[str, Any]:
