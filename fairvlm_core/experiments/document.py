@@ -63,13 +63,14 @@ def block(summary: Mapping[str, Any]) -> str:
 def _experiment(summary: Mapping[str, Any]) -> list[str]:
     """Means and deviations in one line per method, and the interval of the patients for ES-AUC and EOD.
 
-    The columns are about each attribute by itself, or, where each has its own model, the mean over them.
+    The columns are about each attribute by itself, or, where each has its own model or there are more than three, about
+    the mean over them.
     """
     from fairvlm_core.experiments.tables import cell
 
     last = in_one(summary)
     single = [name for name in summary["attributes"] if name not in (ACROSS, WORST) and " x " not in name]
-    shown = [last] if summary["apart"] else single
+    shown = [last] if summary["apart"] or len(single) > 3 else single
     wanted = [(metric, about(summary, metric, last)) for metric in OVERALL]
     wanted += [(metric, name) for name in shown for metric in BY_ATTRIBUTE]
 
