@@ -17,7 +17,7 @@ RATES = tuple({"stage2.learning_rate": Times(factor)} for factor in (0.5, 1.0))
 CANDIDATES = {
     **{recipe.name: RATES for recipe in (STANDARD, *REWEIGHTED, RESAMPLED)},
     ADVERSARIAL.name: tuple(both("stage1", "stage2", adversary_weight=alpha) for alpha in (0.3, 1.0)),
-    # The paper's weight, and one at which the loss can be felt: beside a task loss of 2 to 4 the contrast is some 3.
+    # The paper's weight, and one at which the loss can be felt: beside a task loss of 1 to 2 the contrast is some 3.
     FULL.name: tuple({"stage2.fairness_weight": weight} for weight in (0.1, 10.0)),
 }
 

@@ -12,8 +12,8 @@ from experiments.fairmoe import CLIP, FAIRCLIP, FULL, NO_DISTANCE, TOY, UNDISPER
 from fairvlm_core.experiments.grid import Experiment, Times, tuned
 from fairvlm_core.steps.fair_moe import PLACES
 
-# The second weights are such that the loss can be felt: the distance is 1e-3 and a dispersion 1e-7 to 1e-4, beside a
-# contrastive loss of 4.
+# The second weights are such that the loss can be felt: the distance is 2e-3 and a dispersion 7e-6 to 3e-4, beside a
+# contrastive loss of 2.5 to 4.
 CANDIDATES = {
     CLIP.name: tuple({"fair_moe.learning_rate": Times(factor)} for factor in (0.5, 1.0)),
     FAIRCLIP.name: tuple({"fair_moe.distance_weight": weight} for weight in (1.0, 100.0)),

@@ -24,6 +24,7 @@ OTHER = Recipe("other", "Other", {"stage2.epochs": 1})
 AFTER = Recipe("after", "After", head=POSTPROCESS)
 BASELINES = (*EVERYWHERE, *KNOWN_TRUTH)
 METRICS = ("es_auc", "dpd", "eod")
+ATTRIBUTES = ("sex", "age_group", "sex x age_group")
 PROVENANCE = {
     "commit": "0123456789abcdef",
     "dirty": False,
@@ -39,12 +40,12 @@ PROVENANCE = {
 }
 
 
-def evaluation(seed, *, level=0.8, gap=0.1):
+def evaluation(seed, *, level=0.8, gap=0.1, attributes=ATTRIBUTES):
     """What evaluate writes, as far as the tables read it, with intervals."""
     rng = np.random.default_rng(seed)
     values = {
         attribute: {"es_auc": level + rng.normal(0, 0.01), "dpd": gap + rng.normal(0, 0.01), "eod": gap}
-        for attribute in ("sex", "age_group", "sex x age_group")
+        for attribute in attributes
     }
     overall = {"accuracy": level + rng.normal(0, 0.01), "auc": level + 0.05}
     across = {metric: {"mean": float(np.mean([v[metric] for v in values.values()]))} for metric in METRICS}
@@ -67,14 +68,17 @@ def grid(name, **changes):
     return Experiment(name, name.capitalize(), (OTHER, AFTER, FULL, *BASELINES), "full", **changes)
 
 
-def made(name, *, shift=0.0):
+def made(name, *, shift=0.0, attributes=ATTRIBUTES):
     levels = {"other": 0.75, "after": 0.74, "full": 0.8, "majority": 0.5, "linear_probe": 0.7}
     found = {}
     for place, recipe in enumerate(grid(name).recipes):
         level = levels.get(recipe.name, 0.9)
         seeds = [0] if recipe.baseline else [0, 1, 2]
         found[recipe.name] = {
-            None: [evaluation(seed + 10 * place, level=level + shift, gap=0.3 - 0.2 * level) for seed in seeds]
+            None: [
+                evaluation(seed + 10 * place, level=level + shift, gap=0.3 - 0.2 * level, attributes=attributes)
+                for seed in seeds
+            ]
         }
     summary = summarise(grid(name), found, min_cell=10)
     summary["provenance"] = PROVENANCE
@@ -216,6 +220,13 @@ def test_a_suite_puts_the_settings_side_by_side(suite, tmp_path):
     draw_suite(summary, tmp_path / "many.png")
     width, height = Image.open(tmp_path / "many.png").size
     assert min(width, height) > 500
+
+
+def test_a_document_shows_a_few_attributes_and_of_many_the_mean():
+    few, many = (block(made("table", attributes=(*ATTRIBUTES, *more))[0]) for more in ((), ("race", "language")))
+    assert "| ES-AUC, sex |" in few
+    assert "| ES-AUC | DPD | EOD |" in many
+    assert "ES-AUC and gaps: mean over attributes." in many
 
 
 def test_the_tables_of_a_document_are_written_anew_and_its_prose_stays(suite, tmp_path):
